@@ -1,0 +1,1 @@
+"""The processes: the online API, the trainer, and the demo that drives both."""

@@ -1,0 +1,315 @@
+"""One tree of settings; each default stands here, once.
+
+Settings come, later ones over earlier ones, from the defaults below, a YAML file (`--config perdure.yaml`), the
+environment (`PERDURE_SECTION__NAME`) and the command line (`--set section.name=value`). A setting that does not exist is
+refused with the nearest one that does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from perdure.errors import SettingError
+
+ENV_PREFIX = "PERDURE_"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class StreamSettings(Section):
+    """Where live events are recorded."""
+
+    url: str = "sqlite:var/perdure/stream.db"
+    """`sqlite:PATH`; the scheme picks the implementation."""
+    busy_timeout: Positive = 5.0
+    """Seconds to wait for a database that another process has locked."""
+
+
+class RegistrySettings(Section):
+    """Where versions and promotions are kept."""
+
+    url: str = "var/perdure/registry"
+    """A folder, or a URL of any object store (`s3://`, `gs://`, `az://`, `memory://`)."""
+    retain: Count = 10
+    """Versions kept beside champions and their parents."""
+
+
+class MemorySettings(Section):
+    """What is kept of the past to learn from and to judge by."""
+
+    path: str = "var/perdure/memory"
+    per_class: Count = 100
+    """Samples per label, held-out ones included."""
+    holdout_share: Share = 0.2
+    """Share of `per_class` that is the judge's evidence and is not trained on while there; at least one sample."""
+    pending_labels_below: Count = 3
+    """Examples that a new label needs before it becomes a class."""
+    join_ttl_hours: Positive = 720.0
+    """How long an interaction waits for feedback, and feedback for its interaction; by event time."""
+    join_rows: Count = 200_000
+    """Most interactions that wait for, or may still change, their label."""
+    half_life_days: Annotated[float, Field(ge=0)] = 0.0
+    """Half-life of a sample's priority; 0 means that age does not matter."""
+    near_duplicate: Share = 0.97
+    """Cosine similarity from which two samples count as saying the same."""
+    quarantine_rows: Count = 10_000
+    """Most unreadable or doubtful records kept to be looked at; older ones are dropped and counted."""
+    fresh_rows: Count = 20_000
+    """Most labelled rows that wait for the next turn; above it the rows of lowest priority are left out of LoRA."""
+
+
+class ModelSettings(Section):
+    """The encoder and the analytic head."""
+
+    name: str = "all-MiniLM-L6-v2"
+    """A folder, a model packaged for Python, or a name in the local Hugging Face cache."""
+    max_tokens: Count = 128
+    """Longer texts are cut; the first and the last tokens are kept."""
+    batch: Count = 32
+    """Texts embedded at once."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of this process; 0 leaves the choice to torch."""
+    features: Annotated[int, Field(ge=64, le=32768)] = 4096
+    """Random Fourier features D of the analytic head; its statistics take 4·D² bytes."""
+    bandwidth: Positive = 1.0
+    """Length scale of the Gaussian kernel on the unit sphere."""
+    ridge: tuple[Positive, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    """Ridge penalties to choose from by leave-one-out error."""
+
+
+class GateSettings(Section):
+    """What is worth learning from."""
+
+    known: Share = 0.95
+    """A labelled sample that the champion gets right with at least this confidence teaches nothing: skip."""
+    confident: Share = 0.9
+    """Confidence from which a champion's contradiction of a label counts."""
+    neighbours: Count = 5
+    """Neighbours in memory that are asked."""
+    agreement: Share = 0.8
+    """Share of neighbours that must agree to quarantine a label, or to accept a pseudo-label."""
+    pseudo_labels: bool = True
+    pseudo_share: Share = 0.2
+    """Most pseudo-labels, as a share of the rows learned from in a turn."""
+    pseudo_confidence: Share = 0.95
+    pseudo_age: Annotated[int, Field(ge=0)] = 2
+    """Turns for which a class must have been known before pseudo-labels of it are taken."""
+
+
+class LoraSettings(Section):
+    """The challenger: one low-rank adapter, continued from the champion's."""
+
+    enabled: bool = True
+    rank: Count = 8
+    alpha: Positive = 16.0
+    layers: Count = 3
+    """Last layers of the encoder that are adapted; those below are computed once for both feature spaces."""
+    epochs: Count = 3
+    batch: Count = 32
+    learning_rate: Positive = 5e-4
+    ewc: Annotated[float, Field(ge=0)] = 100.0
+    """λ of the EWC penalty (λ/2)·Σ F·(θ−θ*)²; 0 switches it off."""
+    fisher_decay: Share = 0.9
+    """γ in F_t = γ·F_{t−1} + F_new."""
+    fisher_samples: Count = 256
+    distillation: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the cross-entropy to the champion's answers on the labels it knows."""
+    fresh_rows: Count = 2000
+    """Most new rows that one update trains on; with `replay_rows` it bounds the update's cost."""
+    replay_rows: Count = 4000
+    min_rows: Count = 16
+    """Fewer new rows than this are not worth an update."""
+
+
+class JudgeSettings(Section):
+    """When a candidate may replace the champion."""
+
+    margin: Share = 0.02
+    """Loss of accuracy on known labels that must be ruled out."""
+    margin_new_labels: Share = 0.05
+    """The same where a head update brings new labels: more labels cost the old ones a little, whatever the method."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """One-sided confidence of the bounds, before the correction for several candidates."""
+    min_rows: Count = 20
+    """Fewer paired rows than this are no evidence: inconclusive."""
+    new_label_recall: Share = 0.5
+    """Least recall on labels that the champion does not know."""
+    group_rows: Count = 20
+    """Rows that a label must have before its recall can be held against a candidate."""
+    group_margin: Share = 0.15
+    """Most recall that one such label may lose."""
+    negative_flips: Share = 0.05
+    """Most rows that were right and become wrong, as a share of the paired rows on known labels."""
+    calibration: Share = 0.1
+    """Most expected calibration error that a candidate may add."""
+    latency_ratio: Positive = 3.0
+    """Most time per text, against the champion; only where latency is judged."""
+    judge_latency: bool = True
+    drift_threshold: Share = 0.2
+    """Population drift score (Jensen-Shannon distance) from which a column counts as drifted."""
+    drift_min_rows: Count = 50
+    """Fewer rows than this on either side are too little for a drift test."""
+    prediction_shift: Share = 0.2
+    """Total-variation distance of predictions, beyond what the labels explain, that refuses a candidate."""
+
+
+class ServingSettings(Section):
+    """The online API."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    max_batch: Count = 32
+    """Most texts answered in one forward pass."""
+    max_queue: Count = 1024
+    """Requests waiting for the model; one more is answered 429."""
+    refresh_seconds: Positive = 1.0
+    """How often serving looks for a new promotion."""
+    max_texts: Count = 64
+    """Most texts in one request."""
+    record: bool = True
+    record_queue: Count = 10_000
+    """Records waiting for the stream."""
+    on_record_failure: Literal["answer", "refuse"] = "answer"
+    """What happens when an interaction cannot be recorded: answer with `recorded: false`, or refuse with 503."""
+    drain_seconds: Positive = 10.0
+
+
+class TrainerSettings(Section):
+    """When turns run."""
+
+    interval_seconds: Positive = 300.0
+    cron: str | None = None
+    """Five-field cron expression; replaces the interval."""
+    min_new_labels: Annotated[int, Field(ge=0)] = 50
+    """New labels that start a turn before its time; 0 switches this off."""
+    poll_seconds: Positive = 2.0
+    """How often the stream is looked at for new labels."""
+    turn_timeout_seconds: Positive = 3600.0
+    """A turn that takes longer is killed; the next one goes on from the last committed stage."""
+
+
+class Settings(Section):
+    """All settings of Perdure."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Everything random follows from it."""
+    stream: StreamSettings = StreamSettings()
+    registry: RegistrySettings = RegistrySettings()
+    memory: MemorySettings = MemorySettings()
+    model: ModelSettings = ModelSettings()
+    gate: GateSettings = GateSettings()
+    lora: LoraSettings = LoraSettings()
+    judge: JudgeSettings = JudgeSettings()
+    serving: ServingSettings = ServingSettings()
+    trainer: TrainerSettings = TrainerSettings()
+
+    def with_values(self, values: Mapping[str, Any]) -> Settings:
+        """These settings with dotted names (`section.name`) replaced."""
+        tree = self.model_dump()
+        for name, value in values.items():
+            _set(tree, name, value)
+        return _validated(tree)
+
+
+def load_settings(
+    file: Path | None = None, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None
+) -> Settings:
+    """The settings from defaults, `file`, the environment and `section.name=value` overrides.
+
+    Raises:
+        SettingError: the file cannot be read, or a setting is unknown or out of range.
+    """
+    tree = Settings().model_dump()
+    for name, value in _from_file(file):
+        _set(tree, name, value)
+    for key, text in (os.environ if environ is None else environ).items():
+        if key.startswith(ENV_PREFIX) and ("__" in key or key == f"{ENV_PREFIX}SEED"):
+            _set(tree, key.removeprefix(ENV_PREFIX).lower().replace("__", "."), _parse(text), origin=key)
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise SettingError(f"--set needs section.name=value, but got {override!r}")
+        _set(tree, name.strip(), _parse(text))
+    return _validated(tree)
+
+
+def setting_names() -> tuple[str, ...]:
+    """Every setting's dotted name."""
+    return tuple(name for name, _ in _leaves(Settings().model_dump()))
+
+
+def _parse(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _from_file(file: Path | None) -> Iterator[tuple[str, Any]]:
+    if file is None:
+        return
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise SettingError(f"cannot read the settings file {file}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingError(f"the settings file {file} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise SettingError(f"the settings file {file} must hold sections, but holds {type(tree).__name__}")
+    yield from _leaves(tree)
+
+
+def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _set(tree: dict[str, Any], name: str, value: Any, origin: str | None = None) -> None:
+    *sections, leaf = name.split(".")
+    branch: Any = tree
+    for section in sections:
+        branch = branch.get(section) if isinstance(branch, dict) else None
+    if not isinstance(branch, dict) or leaf not in branch or isinstance(branch[leaf], dict):
+        near = difflib.get_close_matches(name, setting_names(), n=1, cutoff=0.0)
+        raise SettingError(f"unknown setting {origin or name!r}: did you mean {near[0]!r}?")
+    branch[leaf] = value
+
+
+def _validated(tree: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise SettingError(f"setting {name} cannot be {first['input']!r}: {first['msg']}") from error
+
+
+def describe_settings() -> Iterator[tuple[str, Any, str]]:
+    """Name, default and meaning of every setting, for the documentation and `--help`."""
+    for section, field in Settings.model_fields.items():
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            yield section, field.default, field.description or ""
+            continue
+        for name, leaf in field.annotation.model_fields.items():
+            choices = get_args(leaf.annotation) if leaf.annotation and get_args(leaf.annotation) else ()
+            meaning = leaf.description or ""
+            if choices and all(isinstance(choice, str) for choice in choices):
+                meaning = f"{meaning} One of {', '.join(choices)}.".strip()
+            yield f"{section}.{name}", leaf.default, meaning
+

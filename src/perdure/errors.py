@@ -1,0 +1,77 @@
+"""Every error that Perdure raises on purpose.
+
+PerdureError
+├── UsageError (also ValueError)      what a user gave cannot be used; the message says what to change
+│   ├── SettingError                  a setting is unknown or out of range
+│   ├── DataError                     a row of a data file cannot be used; carries file and line
+│   └── ModelNotFound                 an encoder that is neither a folder, nor packaged, nor in the local cache
+├── RecordError (also ValueError)     a record cannot be read: it goes to quarantine with this reason
+├── StreamError                       the stream cannot be reached or written
+├── StoreBusy                         another process holds the store that only one may write
+├── StoreCorrupt                      what was read back is not what was written
+└── RegistryError                     the registry cannot be read or written
+    ├── VersionNotFound               no such version
+    ├── VersionDamaged                a file of a version is missing or altered; it must not be served
+    └── StalePromotion                somebody else promoted since this promoter read its champion
+
+A message says what happened, the value received, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class PerdureError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class UsageError(PerdureError, ValueError):
+    """What a user gave cannot be used."""
+
+
+class SettingError(UsageError):
+    """A setting is unknown or out of range."""
+
+
+class DataError(UsageError):
+    """A row of a data file cannot be used."""
+
+    def __init__(self, file: str, line: int, reason: str) -> None:
+        self.file = file
+        self.line = line
+        super().__init__(f"{file}, line {line}: {reason}")
+
+
+class ModelNotFound(UsageError):
+    """An encoder that is neither a folder, nor packaged, nor in the local cache."""
+
+
+class RecordError(PerdureError, ValueError):
+    """A record cannot be read."""
+
+
+class StreamError(PerdureError):
+    """The stream cannot be reached or written."""
+
+
+class StoreBusy(PerdureError):
+    """Another process holds the store that only one may write."""
+
+
+class StoreCorrupt(PerdureError):
+    """What was read back is not what was written."""
+
+
+class RegistryError(PerdureError):
+    """The registry cannot be read or written."""
+
+
+class VersionNotFound(RegistryError):
+    """No version of that name."""
+
+
+class VersionDamaged(RegistryError):
+    """A file of a version is missing or altered."""
+
+
+class StalePromotion(RegistryError):
+    """Somebody else promoted since this promoter read its champion."""

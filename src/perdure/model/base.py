@@ -1,0 +1,62 @@
+"""What serving and the judge know of a model: texts in, probabilities out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perdure.memory import Float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answer."""
+
+    label: str
+    confidence: float
+    """Calibrated probability of `label`."""
+    top: tuple[tuple[str, float], ...]
+    """Most probable labels, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Probabilities of n texts over C labels."""
+
+    labels: tuple[str, ...]
+    """C labels, in the order of the columns."""
+    probabilities: Float
+    """n × C; rows sum to 1."""
+
+    def predictions(self, top: int = 1) -> tuple[Prediction, ...]:
+        """One answer for each row, with its `top` most probable labels."""
+        top = min(max(top, 1), len(self.labels))
+        best = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :top]
+        answers = []
+        for row, columns in zip(self.probabilities, best, strict=True):
+            ranked = tuple((self.labels[column], float(row[column])) for column in columns)
+            answers.append(Prediction(label=ranked[0][0], confidence=ranked[0][1], top=ranked))
+        return tuple(answers)
+
+    def best(self) -> NDArray[np.intp]:
+        """Column of the most probable label, for each row."""
+        return self.probabilities.argmax(axis=1)
+
+    def names(self) -> tuple[str, ...]:
+        """The most probable label of each row."""
+        return tuple(self.labels[column] for column in self.best())
+
+
+class Classifier(ABC):
+    """A version that can be served: it does not change once made, and may be called from any one thread at a time."""
+
+    version: str
+    labels: tuple[str, ...]
+
+    @abstractmethod
+    def scores(self, texts: Sequence[str]) -> Scores:
+        """Probabilities for `texts` (at least one). The answer for a text depends on that text alone."""
