@@ -1,8 +1,8 @@
 """One tree of settings; each default stands here, once.
 
 Settings come, later ones over earlier ones, from the defaults below, a YAML file (`--config perdure.yaml`), the
-environment (`PERDURE_SECTION__NAME`) and the command line (`--set section.name=value`). A setting that does not exist is
-refused with the nearest one that does.
+environment (`PERDURE_SECTION__NAME`) and the command line (`--set section.name=value`). A setting that does not exist
+is refused with the nearest one that does.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class LoraSettings(Section):
 
     enabled: bool = True
     rank: Count = 8
-    alpha: Positive = 16.0
+    alpha: Count = 16
     layers: Count = 3
     """Last layers of the encoder that are adapted; those below are computed once for both feature spaces."""
     epochs: Count = 3
@@ -130,6 +130,10 @@ class LoraSettings(Section):
     fresh_rows: Count = 2000
     """Most new rows that one update trains on; with `replay_rows` it bounds the update's cost."""
     replay_rows: Count = 4000
+    probe_share: Share = 0.15
+    """Share of the new rows that an update does not train on: the judge asks both versions about them."""
+    share: Share = 0.5
+    """Weight of the adapted head beside the frozen one, in the mean of their log probabilities."""
     min_rows: Count = 16
     """Fewer new rows than this are not worth an update."""
 
@@ -312,4 +316,3 @@ def describe_settings() -> Iterator[tuple[str, Any, str]]:
             if choices and all(isinstance(choice, str) for choice in choices):
                 meaning = f"{meaning} One of {', '.join(choices)}.".strip()
             yield f"{section}.{name}", leaf.default, meaning
-

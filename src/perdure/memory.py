@@ -12,17 +12,12 @@ from importlib.metadata import entry_points
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from perdure.config import Settings
 from perdure.errors import UsageError
-from perdure.records import Sample
+from perdure.records import Float, Sample
 from perdure.stream.base import Offset, Page
 
 ENTRY_POINTS = "perdure.memory"
-
-Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +130,8 @@ class TurnState:
     number: int
     stage: Literal["open", "frozen"]
     """`open`: rows are still being collected. `frozen`: the rows of this turn are fixed."""
-    promotion: int | None
-    """The number that this turn's promotion will have, read together with its champion."""
+    promotion: int
+    """The number that this turn's first promotion will have, read together with its champion; 0 while open."""
     champion: str | None
     offset: Offset = field(default_factory=dict)
 
@@ -166,8 +161,12 @@ class Memory(Protocol):
         """The rows of the frozen turn, ordered by id, only the last label of each."""
         ...
 
-    def finish(self) -> None:
-        """Ends the frozen turn: its rows leave, the next turn is open."""
+    def finish(self, summary: str) -> None:
+        """Ends the frozen turn: its rows leave, the next turn is open, and `summary` (JSON) is kept."""
+        ...
+
+    def history(self, limit: int) -> tuple[str, ...]:
+        """Summaries of the last turns, oldest first; at least the last 1,000 are kept."""
         ...
 
     # ── the head's statistics ──
@@ -250,14 +249,14 @@ class Memory(Protocol):
     ) -> None: ...
 
 
-def open_memory(settings: Settings) -> Memory:
-    """The installed memory, opened for writing.
+def open_memory(settings: Settings, *, read_only: bool = False) -> Memory:
+    """The installed memory, opened for writing, or for reading beside the process that writes it.
 
     Raises:
         StoreBusy: another process writes it.
-        UsageError: no memory is installed.
+        UsageError: no memory is installed; or none has been made yet, for reading.
     """
     for point in entry_points(group=ENTRY_POINTS):
-        memory: Memory = point.load()(settings)
+        memory: Memory = point.load()(settings, read_only=read_only)
         return memory
     raise UsageError("no replay memory is installed: install perdure[cpu] or perdure[gpu]")

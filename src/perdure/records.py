@@ -14,7 +14,9 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import uuid_utils
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from perdure.errors import RecordError
@@ -26,6 +28,8 @@ MAX_TEXT_BYTES = 1_000_000
 """Longest text, in UTF-8 bytes, that a record may carry; a longer one is refused before it is recorded."""
 
 MAX_LABEL_CHARS = 200
+
+Float = NDArray[np.float32]
 
 Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS)]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from perdure.memory import Float
+from perdure.records import Float
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,8 @@ class Scores:
 
     def best(self) -> NDArray[np.intp]:
         """Column of the most probable label, for each row."""
-        return self.probabilities.argmax(axis=1)
+        best: NDArray[np.intp] = self.probabilities.argmax(axis=1)
+        return best
 
     def names(self) -> tuple[str, ...]:
         """The most probable label of each row."""

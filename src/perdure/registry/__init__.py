@@ -1,7 +1,7 @@
 """Immutable versions and the log of promotions, on any object store."""
 
-from perdure.registry.card import Card
+from perdure.registry.card import Card, EncoderCard
 from perdure.registry.promotions import Promotion
-from perdure.registry.registry import Registry
+from perdure.registry.registry import JUDGE, Registry
 
-__all__ = ["Card", "Promotion", "Registry"]
+__all__ = ["JUDGE", "Card", "EncoderCard", "Promotion", "Registry"]

@@ -1,0 +1,376 @@
+"""The replay memory: `perdure.memory.Memory` over one SQLite database."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from perdure.config import Settings
+from perdure.errors import UsageError
+from perdure.memory import (
+    Delta,
+    Forgotten,
+    IngestCounts,
+    MemoryCounts,
+    Neighbours,
+    Quarantined,
+    Row,
+    TurnState,
+)
+from perdure.records import Float, Sample, new_id, now
+from perdure.stream.base import Offset, Page
+from perdure_replay.intake import Intake
+from perdure_replay.join import Join
+from perdure_replay.priority import Priorities, key_from_seed
+from perdure_replay.quarantine import Quarantine
+from perdure_replay.reservoir import PROVENANCE, Reservoir
+from perdure_replay.shards import merge
+from perdure_replay.statistics import Statistics
+from perdure_replay.store import BUSY_TIMEOUT, Store
+from perdure_replay.turns import Turns
+from perdure_replay.views import Views
+
+COUNTED = frozenset(field.name for field in fields(IngestCounts)) - {"waiting"}
+
+
+class ReplayMemory:
+    """One memory, opened for writing by one process at a time, or for reading beside the writer.
+
+    A reader sees what was committed last; its methods that write raise UsageError.
+    Each method that changes it is one transaction. It may be used from any thread, by one at a time.
+
+    Raises:
+        StoreBusy: another process writes it.
+        StoreCorrupt: its database cannot be read.
+        UsageError: the folder cannot be used, or was written by a newer version.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        read_only: bool = False,
+        clock: Callable[[], float] = now,
+        busy_timeout: float = BUSY_TIMEOUT,
+        provenance: int = PROVENANCE,
+    ) -> None:
+        self._settings = settings.memory
+        self._store = Store(Path(self._settings.path), read_only=read_only, busy_timeout=busy_timeout)
+        try:
+            if not read_only:
+                self._create(settings.seed)
+            half_life = self._store.state("half_life") if read_only else self._settings.half_life_days
+            self._priorities = Priorities(self._store.state("hash_key"), half_life)
+            self._reservoir = Reservoir(self._store, self._priorities, self._settings, provenance=provenance)
+            self._statistics = Statistics(self._store)
+            self._quarantine = Quarantine(self._store, self._priorities, self._settings.quarantine_rows)
+            self._turns = Turns(self._store, self._settings)
+            self._intake = Intake(
+                store=self._store,
+                priorities=self._priorities,
+                join=Join(self._store, self._priorities, self._reservoir, self._statistics, self._settings),
+                reservoir=self._reservoir,
+                statistics=self._statistics,
+                quarantine=self._quarantine,
+                turns=self._turns,
+                clock=clock,
+            )
+            self._views = Views(self._store, self._settings.near_duplicate)
+            if not read_only:
+                self._statistics.folder.mkdir(exist_ok=True)
+                self._adopt()
+        except BaseException:
+            self._store.close()
+            raise
+
+    def _create(self, seed: int) -> None:
+        """Gives a new memory its key and its name; an old one keeps them, whatever the seed."""
+        if self._store.rows("SELECT 1 FROM state"):
+            return
+        with self._store.transaction():
+            self._store.write(
+                "INSERT INTO state (only, hash_key, half_life, identity) VALUES (1, ?, ?, ?)",
+                (key_from_seed(seed), self._settings.half_life_days, new_id()),
+            )
+
+    def _adopt(self) -> None:
+        """Brings what is kept under the present settings."""
+        if self._store.state("half_life") != self._settings.half_life_days:
+            with self._store.transaction():
+                self._reservoir.rescore()
+                self._store.set_state(half_life=self._settings.half_life_days)
+        elif labels := self._reservoir.excess():
+            with self._store.transaction():
+                self._reservoir.trim(labels)
+
+    @contextmanager
+    def _look(self) -> Iterator[None]:
+        """One state for all reads inside; a reader cannot know what the writer changed, and derives views anew."""
+        if self._store.read_only:
+            self._views.drop()
+        with self._store.snapshot():
+            yield
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        self._views.drop()
+        with self._store.transaction():
+            yield
+
+    # ── the stream ──
+    def offset(self) -> Offset:
+        return self._turns.offset()
+
+    def ingest(self, page: Page) -> IngestCounts:
+        """Joins the page's records; samples, join state, quarantine and offset change in one transaction.
+
+        What cannot be read, lies more than a day ahead of the clock, or has another interaction's id is quarantined.
+        """
+        if not page.entries and dict(page.next) == self.offset():
+            return IngestCounts()
+        tally: Counter[str] = Counter()
+        with self._change():
+            self._intake.take(page.entries, tally)
+            self._store.write_all(
+                "INSERT INTO offsets VALUES (?, ?) ON CONFLICT DO UPDATE SET position = excluded.position",
+                page.next.items(),
+            )
+            self._store.write_all(
+                "INSERT INTO totals VALUES (?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
+                [(name, count) for name, count in tally.items() if name in COUNTED],
+            )
+        if tally["erasures"]:
+            self._store.checkpoint()
+        return IngestCounts(**tally)
+
+    # ── the turn ──
+    def turn(self) -> TurnState:
+        with self._store.snapshot():
+            return self._turns.state()
+
+    def freeze(self, *, champion: str | None, promotion: int) -> TurnState:
+        with self._store.transaction():
+            self._turns.freeze(champion, promotion)
+        return self.turn()
+
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of the frozen turn, ordered by id, only the last label of each; none while the turn is open."""
+        return self._turns.rows()
+
+    def finish(self, summary: str) -> None:
+        """Ends the frozen turn: its rows leave, the next turn is open, and `summary` (JSON) is kept.
+
+        Raises:
+            UsageError: the turn is not frozen.
+        """
+        with self._store.transaction():
+            self._turns.finish(summary)
+
+    def history(self, limit: int) -> tuple[str, ...]:
+        """Summaries of the last turns, at most `limit` and 1,000, oldest first."""
+        return self._turns.history(limit)
+
+    # ── the head's statistics ──
+    def deltas(self, limit: int) -> tuple[Delta, ...]:
+        return self._statistics.deltas(limit)
+
+    def statistics(self) -> str | None:
+        return self._statistics.name()
+
+    def set_statistics(self, name: str, *, through: int) -> None:
+        """Points to `name`, which contains all deltas up to sequence `through`, and drops those, in one transaction.
+
+        Files named `head-…` that are no longer pointed to are removed afterwards.
+
+        Raises:
+            UsageError: there is no such file, or `through` was not handed out, or was before a rebuild.
+        """
+        self._statistics.point(name, through)
+
+    def rebuild_statistics(self) -> None:
+        with self._store.transaction():
+            self._statistics.rebuild()
+        self._statistics.sweep()
+
+    @property
+    def rebuild_due(self) -> bool:
+        """An erasure left labels in the head's statistics that only `rebuild_statistics` takes out."""
+        return bool(self._store.state("rebuild_due"))
+
+    @property
+    def folder(self) -> str:
+        return str(self._statistics.folder)
+
+    # ── samples and views ──
+    def samples(self) -> tuple[Sample, ...]:
+        """All living samples of all labels, pending ones included, ordered by label and place.
+
+        The first h = round(holdout_share · per_class) places of a label, at least one and never all, are held out.
+        """
+        with self._look():
+            held_out = self._held_out_places()
+            weights = {key: 1.0 / len(group) for group in self._views.near_duplicates() for key in group}
+            return tuple(
+                Sample(
+                    key=place.sample,
+                    text=place.text,
+                    label=place.label,
+                    weight=weights.get(place.sample, 1.0),
+                    held_out=place.index < held_out,
+                    time=place.time,
+                    provenance=place.provenance,
+                )
+                for place in self._reservoir.places()
+                if place.living
+            )
+
+    def _held_out_places(self) -> int:
+        bound = self._settings.per_class
+        return min(max(1, round(self._settings.holdout_share * bound)), bound - 1)
+
+    def counts(self) -> MemoryCounts:
+        """What is held now. `fresh` counts the labelled rows that the next turn would get."""
+        with self._store.snapshot():
+            places, living, held_out = self._reservoir.sizes(self._held_out_places())
+            labels = self._reservoir.living()
+            known = self._turns.classes()
+            enough = {
+                label
+                for label, count in labels.items()
+                if label in known or count >= self._settings.pending_labels_below
+            }
+            waiting = self._count("waiting")
+            totals: dict[str, int] = dict(self._store.rows("SELECT name, value FROM totals"))
+            return MemoryCounts(
+                samples=living,
+                held_out=held_out,
+                labels={label: labels.get(label, 0) for label in sorted({*enough, *known})},
+                pending={label: count for label, count in labels.items() if label not in enough},
+                tombstones=places - living,
+                waiting_feedback=waiting,
+                joinable=self._count("interactions WHERE erased = 0"),
+                fresh=min(self._count("interactions WHERE fresh = 1 AND label IS NOT NULL"), self._settings.fresh_rows),
+                quarantined=self._count("quarantine"),
+                memory_bytes=self._store.bytes_used() + self._statistics.bytes_used(),
+                totals=IngestCounts(**totals, waiting=waiting),
+            )
+
+    def _count(self, table: str) -> int:
+        return int(self._store.value(f"SELECT count(*) FROM {table}"))
+
+    @property
+    def quarantine_dropped(self) -> int:
+        """Rows that left quarantine because of its bound."""
+        return int(self._store.state("quarantine_dropped"))
+
+    def digest(self) -> str:
+        with self._store.snapshot():
+            return self._reservoir.digest()
+
+    def classes(self) -> Mapping[str, int]:
+        return self._turns.classes()
+
+    def embedded(self, version: str) -> frozenset[str]:
+        return self._views.embedded(version)
+
+    def embed(self, version: str, keys: Sequence[str], vectors: Float) -> None:
+        """Stores embeddings (n × d, any length, normalised here) made by `version`; older versions' go.
+
+        Keys of samples that are gone meanwhile are passed over.
+
+        Raises:
+            UsageError: the shapes do not fit, or a value is not finite.
+        """
+        with self._change():
+            self._views.embed(version, keys, vectors)
+
+    def neighbours(self, vectors: Float, k: int) -> Neighbours:
+        """The k most similar living samples that have an embedding, for each of n query vectors (n × d).
+
+        Raises:
+            UsageError: the shapes do not fit, or FAISS is not installed.
+        """
+        with self._look():
+            keys, similarities = self._views.neighbours(vectors, k)
+            samples = {sample.key: sample for sample in self.samples()} if any(keys) else {}
+        return Neighbours(
+            samples=tuple(tuple(samples[key] for key in row) for row in keys),
+            similarities=tuple(tuple(row) for row in similarities),
+        )
+
+    def near_duplicates(self) -> tuple[frozenset[str], ...]:
+        with self._look():
+            return self._views.near_duplicates()
+
+    def representatives(self, label: str, k: int) -> tuple[Sample, ...]:
+        """k living, not held out samples that cover the label's embeddings best (herding).
+
+        Samples without an embedding come after the others, in the order of their places.
+        """
+        with self._look():
+            samples = {sample.key: sample for sample in self.samples() if sample.label == label and not sample.held_out}
+            return tuple(samples[key] for key in self._views.covering(tuple(samples), k))
+
+    # ── doubt and forgetting ──
+    def quarantine(self, rows: Sequence[Quarantined]) -> None:
+        with self._store.transaction():
+            self._quarantine.keep(rows)
+            self._quarantine.prune()
+
+    def quarantined(self) -> tuple[Quarantined, ...]:
+        return self._quarantine.rows()
+
+    def forget(self, subject: str, until: float) -> Forgotten:
+        """Removes what is kept of a subject's interactions up to `until` (s), with tombstones against redelivery.
+
+        Raises:
+            UsageError: `until` is not a time up to a day ahead of the clock.
+        """
+        if not math.isfinite(until) or until > self._intake.latest():
+            raise UsageError(f"until is {until}: give seconds since the epoch, not later than now")
+        with self._change():
+            erased = self._intake.erase(self._priorities.subject(subject), until)
+            rebuild = bool(self._store.state("rebuild_due"))
+        self._store.checkpoint()
+        return Forgotten(
+            subject=subject,
+            interactions=erased.interactions,
+            samples=erased.samples,
+            quarantined=erased.quarantined,
+            deltas=erased.deltas,
+            rebuild_head=rebuild,
+        )
+
+    # ── shards ──
+    def merge(self, other: Path | str) -> None:
+        """Merges the places, classes and erasures of the memory in folder `other`, which is only read.
+
+        Both must have one key and have ingested different interactions. Join state, fresh rows, embeddings and the
+        head's statistics stay with their shard: call `rebuild_statistics` to teach the head what was merged.
+
+        Raises:
+            UsageError: another key or half-life, or it was merged before.
+        """
+        source = Store(Path(other), read_only=True)
+        try:
+            with source.snapshot(), self._change():
+                merge(source, self._intake)
+        finally:
+            source.close()
+
+    def close(self) -> None:
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,59 @@
+"""The app: routes, errors and the life of what stands behind them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version as installed
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.concurrency import run_in_threadpool
+
+from perdure.config import Settings
+from perdure.model.base import Classifier
+from perdure.registry import Registry
+from perdure.stream.base import Stream
+from perdure_services.serving import health, open_inference, predictions, refusal, subjects, versions
+from perdure_services.serving.metering import Metering
+from perdure_services.serving.service import Service, service_of
+
+DESCRIPTION = "Predictions by a model that keeps learning, and what people say of them."
+
+
+def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: Callable[[str], Classifier]) -> FastAPI:
+    """The serving app, over a registry, a stream, and a way to load a version by its name.
+
+    Its threads start and stop with the app's lifespan. Registry and stream stay the caller's to close. `load` is
+    called in a thread of its own and may raise any `PerdureError` or `OSError`: what is served then stays.
+    """
+    service = Service(settings.serving, registry=registry, stream=stream, load=load)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            service.drain()
+            await run_in_threadpool(service.close)
+
+    app = FastAPI(title="Perdure", version=installed("perdure"), description=DESCRIPTION, lifespan=lifespan)
+    app.state.service = service
+    refusal.install(app)
+    app.add_middleware(Metering, metrics=service.metrics)
+    for routes in (predictions, versions, subjects, open_inference, health):
+        app.include_router(routes.router)
+    app.add_api_route("/", index, include_in_schema=False)
+    return app
+
+
+async def index(request: Request) -> dict[str, Any]:
+    """What is here."""
+    current = service_of(request).champions.current
+    return {
+        "name": "perdure",
+        "version": installed("perdure"),
+        "serving": current.version if current else None,
+        "see": ["/docs", "/v1/versions", "/v2", "/metrics", "/healthz", "/readyz"],
+    }

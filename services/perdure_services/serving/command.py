@@ -1,0 +1,103 @@
+"""`perdure serve`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from perdure.config import ModelSettings, Settings, load_settings
+from perdure.errors import PerdureError, UsageError
+from perdure.model.base import Classifier
+from perdure.registry import Registry
+from perdure.stream import open_stream
+from perdure_services.serving.server import is_loopback, listen, run
+
+CACHE = Path("var/perdure/cache")
+"""Where versions of a remote registry are kept, relative to the working folder."""
+
+USAGE = 2
+FAILURE = 1
+
+
+def serve(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A YAML file with settings, for example perdure.yaml.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.NAME=VALUE", help="Change one setting; may be given several times."),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen at. The default, 127.0.0.1, is this machine only.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen at; 0 takes a free one. The default is 8000.")
+    ] = None,
+) -> None:
+    """Start the online API: predictions, feedback, versions.
+
+    It serves the champion of the registry (make the first one with `perdure fit`), records predictions and feedback
+    in the stream, and swaps to a newly promoted version without dropping a request. One line with the URL is printed
+    when it is ready; its page /docs lists what it can do. Stop it with Ctrl-C: requests under way are answered first.
+
+    Exit codes: 0 stopped cleanly, 1 could not run, 2 wrong usage or settings.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        tree = _settings(config, settings or [], host, port)
+        _serve(tree)
+    except UsageError as error:
+        typer.echo(f"perdure serve: {error}", err=True)
+        raise typer.Exit(USAGE) from error
+    except (PerdureError, OSError) as error:
+        typer.echo(f"perdure serve: {error}", err=True)
+        raise typer.Exit(FAILURE) from error
+
+
+def loader(settings: Settings, registry: Registry) -> Callable[[str], Classifier]:
+    """Loads a version of `registry` by its name, through the local cache.
+
+    What it returns raises `VersionNotFound`, `VersionDamaged` and whatever else reading a version may raise.
+    """
+
+    # A version knows the name of its encoder; a name in the settings says where it lies on this machine.
+    encoder = settings.model.name if settings.model.name != ModelSettings().name else None
+
+    def load(version: str) -> Classifier:
+        # Imported here: torch takes seconds, and `--help` must not.
+        from perdure.model.classifier import load_classifier
+
+        folder = registry.fetch(version, CACHE)
+        return load_classifier(folder, version, batch=settings.model.batch, encoder=encoder)
+
+    return load
+
+
+def _settings(config: Path | None, overrides: list[str], host: str | None, port: int | None) -> Settings:
+    settings = load_settings(config, overrides)
+    given = {"serving.host": host, "serving.port": port}
+    return settings.with_values({name: value for name, value in given.items() if value is not None})
+
+
+def _serve(settings: Settings) -> None:
+    serving = settings.serving
+    if not is_loopback(serving.host):
+        typer.echo(
+            f"Warning: {serving.host} can be reached from other machines, and this API asks nobody who they are: "
+            "anyone who reaches it can read predictions, give labels, promote versions and erase subjects. "
+            "Keep it behind something that does, or use --host 127.0.0.1.",
+            err=True,
+        )
+    if settings.model.threads:
+        import torch
+
+        torch.set_num_threads(settings.model.threads)
+    registry = Registry(settings.registry.url)
+    with listen(serving.host, serving.port) as listener, open_stream(settings.stream) as stream:
+        load = loader(settings, registry)
+        run(settings, listener=listener, registry=registry, stream=stream, load=load, announce=typer.echo)

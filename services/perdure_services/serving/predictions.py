@@ -1,0 +1,52 @@
+"""Predictions and what people say of them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from perdure_services.serving.body import CheckedRoute
+from perdure_services.serving.schemas import (
+    FeedbackAnswer,
+    FeedbackRequest,
+    PredictionAnswer,
+    PredictionsAnswer,
+    PredictRequest,
+    Ranked,
+)
+from perdure_services.serving.service import Answered, Service, service_of
+
+router = APIRouter(prefix="/v1", route_class=CheckedRoute, tags=["predictions"])
+
+Parts = Annotated[Service, Depends(service_of)]
+
+
+@router.post("/predict", response_model_exclude_none=True)
+async def predict(asked: PredictRequest, service: Parts) -> PredictionAnswer | PredictionsAnswer:
+    """Classify one text, or several by the same version."""
+    texts = (asked.text,) if asked.text is not None else asked.texts or ()
+    answered = await service.predict(texts, top=asked.top_k or 1, subject=asked.subject)
+    predictions = tuple(_shown(one, ranked=asked.top_k is not None) for one in answered)
+    if asked.text is not None:
+        return predictions[0]
+    return PredictionsAnswer(predictions=predictions, version=answered[0].version)
+
+
+@router.post("/feedback", status_code=202)
+async def feedback(said: FeedbackRequest, service: Parts) -> FeedbackAnswer:
+    """Say what the label of a prediction really is. Ids not known yet are kept until their prediction comes."""
+    recorded = await service.learn([(item.id, item.label, item.source) for item in said.items()])
+    return FeedbackAnswer(recorded=recorded)
+
+
+def _shown(one: Answered, *, ranked: bool) -> PredictionAnswer:
+    top = tuple(Ranked(label=label, confidence=confidence) for label, confidence in one.prediction.top)
+    return PredictionAnswer(
+        id=one.id,
+        label=one.prediction.label,
+        confidence=one.prediction.confidence,
+        version=one.version,
+        recorded=one.recorded,
+        top=top if ranked else None,
+    )

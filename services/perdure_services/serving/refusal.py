@@ -1,0 +1,116 @@
+"""What the API answers instead of what was asked: one shape, whatever went wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from perdure.errors import PerdureError, RegistryError, StalePromotion, UsageError, VersionDamaged, VersionNotFound
+
+MAX_VALUE_CHARS = 120
+"""A refused value is shown up to this length."""
+
+TOO_LARGE = "too_large"
+"""Type of a validation error that is answered 413."""
+
+HALF = "string_unicode"
+"""Type of pydantic's error for a string that holds half of a surrogate pair."""
+
+_log = logging.getLogger(__name__)
+
+
+class Refusal(HTTPException):
+    """A request that is not answered: what happened, the value received, and what to do."""
+
+    def __init__(
+        self, status: int, what: str, *, do: str, value: Any = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(status, detail=what, headers=dict(headers) if headers else None)
+        self.what = what
+        self.value = value
+        self.do = do
+
+
+class RefusalResponse(JSONResponse):
+    """JSON in ASCII: a lone surrogate in a refused value must not break the answer."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode("ascii")
+
+
+def answer(
+    status: int, what: str, *, do: str, value: Any = None, headers: Mapping[str, str] | None = None
+) -> RefusalResponse:
+    """The response of one refusal."""
+    error = {"what": what, "value": _shown(value), "do": do}
+    return RefusalResponse({"error": error}, status_code=status, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Gives every error of `app` the one shape."""
+    app.add_exception_handler(Refusal, _refusal)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(PerdureError, _perdure)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _shown(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int):
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]}…"
+
+
+async def _refusal(request: Request, error: Exception) -> RefusalResponse:
+    assert isinstance(error, Refusal)
+    return answer(error.status_code, error.what, value=error.value, do=error.do, headers=error.headers)
+
+
+async def _http(request: Request, error: Exception) -> RefusalResponse:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 404:
+        return answer(404, f"there is nothing at {path}", value=path, do="see /docs for what there is")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        what = f"{request.method} is not allowed at {path}"
+        return answer(405, what, value=request.method, do=f"use {allowed}", headers=error.headers)
+    return answer(error.status_code, str(error.detail), do="see /docs", headers=error.headers)
+
+
+async def _invalid(request: Request, error: Exception) -> RefusalResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    reason = "holds half of a surrogate pair, which is not Unicode" if first["type"] == HALF else str(first["msg"])
+    if not place and first["type"] in {"missing", "model_attributes_type"}:
+        return answer(422, "the body is not a JSON object", value=first["input"], do="send a JSON object; see /docs")
+    what = f"{place}: {reason}" if place else reason
+    status = 413 if first["type"] == TOO_LARGE else 422
+    return answer(status, what, value=first["input"], do="correct it and send the request again; see /docs")
+
+
+async def _perdure(request: Request, error: Exception) -> RefusalResponse:
+    if isinstance(error, VersionNotFound):
+        return answer(404, str(error), do="GET /v1/versions lists what there is")
+    if isinstance(error, StalePromotion | VersionDamaged):
+        return answer(409, str(error), do="look at GET /v1/versions and decide again")
+    if isinstance(error, UsageError):
+        return answer(422, str(error), do="correct it and send the request again; see /docs")
+    do = "look at the registry and try again" if isinstance(error, RegistryError) else "try again later"
+    _log.error("%s %s could not be done: %s", request.method, request.url.path, error)
+    return answer(503, str(error), do=do, headers={"Retry-After": "1"})
+
+
+async def _unexpected(request: Request, error: Exception) -> RefusalResponse:
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    what = f"the server failed on this request: {type(error).__name__}"
+    return answer(500, what, do="try again; the server's log says more")

@@ -1,0 +1,231 @@
+"""What goes over the wire: requests and answers of /v1."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from perdure.records import MAX_LABEL_CHARS, MAX_TEXT_BYTES
+from perdure_services.serving.refusal import TOO_LARGE
+
+MAX_FEEDBACK = 1000
+"""Most labels in one request."""
+
+MAX_NAME_CHARS = 100
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError(
+            "surrogate",
+            "holds half of a surrogate pair ({half}) at character {place}, which is not Unicode: send whole characters",
+            {"half": f"U+{ord(text[error.start]):04X}", "place": error.start},
+        ) from error
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("empty", "the text is empty: send at least one word")
+    # A character has at least one byte: what has too many need not be encoded to be refused.
+    if len(text) > MAX_TEXT_BYTES or len(_encoded(text)) > MAX_TEXT_BYTES:
+        raise PydanticCustomError(
+            TOO_LARGE,
+            "the text has more than the {limit} bytes allowed: send the part that matters",
+            {"limit": MAX_TEXT_BYTES},
+        )
+    return text
+
+
+def _name(name: str) -> str:
+    if not name.strip():
+        raise PydanticCustomError("empty", "is empty")
+    if "\0" in name:
+        raise PydanticCustomError("nul", "holds a NUL character")
+    return name
+
+
+Text = Annotated[str, AfterValidator(_text), Field(description="What to classify; at most 1 MB of UTF-8.")]
+Id = Annotated[str, Field(max_length=MAX_NAME_CHARS), AfterValidator(_name)]
+LabelName = Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(_name)]
+Subject = Annotated[str, Field(max_length=200), AfterValidator(_name)]
+Reason = Annotated[str, Field(max_length=500), AfterValidator(_name)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, fields: Any) -> Any:
+        if isinstance(fields, dict):
+            for name in fields:
+                if name not in cls.model_fields:
+                    near = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.0)[0]
+                    raise PydanticCustomError(
+                        "unknown_field",
+                        "unknown field {name}: did you mean '{near}'?",
+                        {"name": ascii(name[:MAX_NAME_CHARS]), "near": near},
+                    )
+        return fields
+
+
+class PredictRequest(_Request):
+    """One text, or several that are answered by the same version."""
+
+    text: Text | None = None
+    texts: Annotated[tuple[Text, ...], Field(min_length=1, fail_fast=True)] | None = None
+    top_k: Annotated[int, Field(strict=True, ge=1, le=1000)] | None = None
+    """How many of the most probable labels to return, beside the best."""
+    subject: Subject | None = None
+    """Whose data this is; `DELETE /v1/subjects/{id}` goes by it."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.text is None) == (self.texts is None):
+            raise PydanticCustomError("one_of", "send either 'text' or 'texts'")
+        return self
+
+
+class Ranked(BaseModel):
+    """One of the most probable labels."""
+
+    label: str
+    confidence: float
+
+
+class PredictionAnswer(BaseModel):
+    """One prediction."""
+
+    id: str
+    """What feedback names."""
+    label: str
+    confidence: float
+    version: str
+    """The version that computed it."""
+    recorded: bool
+    """True when the interaction would survive a crash; false when it waits, was dropped, or recording is off."""
+    top: tuple[Ranked, ...] | None = None
+
+
+class PredictionsAnswer(BaseModel):
+    """The predictions for `texts`, in their order."""
+
+    predictions: tuple[PredictionAnswer, ...]
+    version: str
+
+
+class FeedbackItem(_Request):
+    """What the label of one prediction really is."""
+
+    id: Id
+    label: LabelName
+    source: Annotated[str, Field(max_length=200), AfterValidator(_name)] = "user"
+
+
+class FeedbackRequest(_Request):
+    """One label, or several in `feedback`."""
+
+    id: Id | None = None
+    label: LabelName | None = None
+    source: Annotated[str, Field(max_length=200), AfterValidator(_name)] | None = None
+    feedback: (
+        Annotated[tuple[FeedbackItem, ...], Field(min_length=1, max_length=MAX_FEEDBACK, fail_fast=True)] | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        single = (self.id, self.label, self.source)
+        if self.feedback is not None and any(part is not None for part in single):
+            raise PydanticCustomError("one_of", "send either 'id' and 'label', or 'feedback'")
+        if self.feedback is None and (self.id is None or self.label is None):
+            raise PydanticCustomError("one_of", "send 'id' and 'label', or 'feedback' with a list of them")
+        return self
+
+    def items(self) -> tuple[FeedbackItem, ...]:
+        """All labels of the request."""
+        if self.feedback is not None:
+            return self.feedback
+        assert self.id is not None and self.label is not None  # noqa: PT018 (checked when built)
+        return (FeedbackItem(id=self.id, label=self.label, source=self.source or "user"),)
+
+
+class FeedbackAnswer(BaseModel):
+    """Whether the labels would survive a crash; if not yet, sending them again does no harm."""
+
+    recorded: bool
+
+
+class ReasonRequest(_Request):
+    """Why a version is promoted or rolled back."""
+
+    reason: Reason | None = None
+
+
+class PromotionAnswer(BaseModel):
+    """One entry of the promotion log."""
+
+    number: int
+    version: str
+    kind: str
+    at: float
+    """Seconds since the epoch."""
+    by: str
+    reason: str
+
+
+class PromotedAnswer(BaseModel):
+    """The promotion that was written; serving swaps as soon as the version is loaded."""
+
+    promotion: PromotionAnswer
+    serving: str | None
+    """The version that answers now."""
+
+
+class ServingAnswer(BaseModel):
+    """What answers now."""
+
+    version: str
+    promotion: int
+    since: float
+    labels: int
+
+
+class VersionAnswer(BaseModel):
+    """A version's card in short."""
+
+    name: str
+    parent: str | None = None
+    kind: str | None = None
+    created: float | None = None
+    labels: int | None = None
+    metrics: dict[str, float] = {}
+    verdict: str | None = None
+    """The judge's verdict in one sentence."""
+    problem: str | None = None
+    """Why the card cannot be read."""
+
+
+class VersionsAnswer(BaseModel):
+    """The champion, what is served, the promotion log and the versions."""
+
+    champion: PromotionAnswer | None
+    serving: ServingAnswer | None
+    problem: str | None
+    """Why what is served is not the champion."""
+    promotions: tuple[PromotionAnswer, ...]
+    """Newest last."""
+    versions: tuple[VersionAnswer, ...]
+
+
+class ErasureAnswer(BaseModel):
+    """What forgetting a subject reaches, and when."""
+
+    subject: str
+    removed: int
+    """Stream entries removed now."""
+    message: str

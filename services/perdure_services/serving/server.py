@@ -1,0 +1,139 @@
+"""The process around the app: a socket, signals, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import math
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from perdure.config import Settings
+from perdure.model.base import Classifier
+from perdure.registry import Registry
+from perdure.stream.base import Stream
+from perdure_services.serving.api import create_app
+from perdure_services.serving.service import Service
+
+FIRST_LOOK_SECONDS = 600.0
+"""How long the first load may take before the URL is announced without it."""
+
+BACKLOG = 2048
+"""Connections that the system keeps until they are accepted."""
+
+_log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """Uvicorn that says when it is ready, and takes a signal as a wish to stop, not as a cause of death."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service = service
+        self._announce = announce
+        self._announcing: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announcing = asyncio.create_task(self._when_ready())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.drain()
+        if self._announcing is not None:
+            self._announcing.cancel()
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Uvicorn would raise the signal again at the end, and so a clean stop would look like a crash.
+        self._service.drain()
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+
+    async def _when_ready(self) -> None:
+        waited = 0.0
+        while waited < FIRST_LOOK_SECONDS and not self._service.champions.wait_for_first_look(0):
+            await asyncio.sleep(0.05)
+            waited += 0.05
+        self._announce()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises:
+        OSError: the address is unknown, not of this machine, or taken.
+    """
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"cannot listen at {host or '*'}:{port} ({reason}): choose another --host or --port") from error
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The URL at which `listener` is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(
+    settings: Settings,
+    *,
+    listener: socket.socket,
+    registry: Registry,
+    stream: Stream,
+    load: Callable[[str], Classifier],
+    announce: Callable[[str], None],
+) -> None:
+    """Serves at `listener` until SIGTERM or SIGINT; what is under way is answered and recorded before it returns.
+
+    `announce` gets one line with the URL once the first look at the registry is over. The listener is closed, the
+    stream stays open.
+    """
+    app = create_app(settings, registry=registry, stream=stream, load=load)
+    service: Service = app.state.service
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="on",
+        timeout_graceful_shutdown=math.ceil(settings.serving.drain_seconds),
+    )
+    with listener:
+        url = url_of(listener)
+        Server(config, service, lambda: announce(_line(url, service))).run(sockets=[listener])
+    _log.info("stopped")
+
+
+def _line(url: str, service: Service) -> str:
+    current = service.champions.current
+    if current is not None:
+        return f"Perdure serves version {current.version} at {url} (try {url}/docs)"
+    problem = service.champions.problem or "no version is promoted yet: run `perdure fit --data FILE`"
+    return f"Perdure listens at {url}, but has nothing to serve: {problem}"

@@ -1,0 +1,227 @@
+"""The parts of a serving process, and the few things that they do together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
+from perdure.config import ServingSettings
+from perdure.model.base import Classifier, Prediction
+from perdure.records import Erasure, Feedback, Interaction, Record, new_id, now
+from perdure.registry import Registry
+from perdure.stream.base import Stream
+from perdure_services.serving.batcher import Batcher, no_champion
+from perdure_services.serving.champion import WARM_UP, ChampionWatcher
+from perdure_services.serving.metrics import Metrics
+from perdure_services.serving.recorder import Recorder
+from perdure_services.serving.refusal import Refusal
+
+RECORD_SECONDS = 0.25
+"""How long an answer waits for its record to be durable."""
+
+ERASURE_SECONDS = 5.0
+"""How long a request to forget waits for its record to be durable."""
+
+FRESH_SECONDS = 10.0
+"""An answer younger than this proves that the model works; without one, readiness asks for an answer of its own."""
+
+PROBE_SECONDS = 2.0
+
+_log = logging.getLogger(__name__)
+
+Fate = Literal["recorded", "waiting", "dropped"]
+"""What became of a record within the time that a request waits: durable, still queued, or given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One prediction that was served."""
+
+    id: str
+    prediction: Prediction
+    version: str
+    recorded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether requests should be sent here; `reason` says why not."""
+
+    ready: bool
+    reason: str
+
+
+class Service:
+    """Registry, stream, champion, batcher and recorder of one serving process."""
+
+    def __init__(
+        self, settings: ServingSettings, *, registry: Registry, stream: Stream, load: Callable[[str], Classifier]
+    ) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.stream = stream
+        self.metrics = Metrics()
+        self.champions = ChampionWatcher(registry, load, interval=settings.refresh_seconds, metrics=self.metrics)
+        self.batcher = Batcher(
+            lambda: self.champions.current,
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            metrics=self.metrics,
+        )
+        self.recorder = Recorder(stream, max_records=settings.record_queue, metrics=self.metrics)
+        self._draining = False
+
+    def start(self) -> None:
+        """Starts the three threads."""
+        self.recorder.start()
+        self.batcher.start()
+        self.champions.start()
+
+    def drain(self) -> None:
+        """From now on readiness says no; what comes nevertheless is still answered."""
+        self._draining = True
+
+    def close(self) -> None:
+        """Answers what waits, writes what was recorded and stops the threads, all within `drain_seconds`."""
+        self.drain()
+        end = time.monotonic() + self.settings.drain_seconds
+        for stop in (self.batcher.close, self.recorder.close, self.champions.stop):
+            stop(max(end - time.monotonic(), 0.0))
+
+    @property
+    def live(self) -> bool:
+        """Whether every thread still runs; when not, only a restart helps."""
+        return self.batcher.alive and self.recorder.alive and self.champions.alive
+
+    async def ready(self) -> Readiness:
+        """Whether a request would be answered: where no answer is fresh, one text is really asked."""
+        if self._draining:
+            return Readiness(False, "stopping")
+        if not self.live:
+            return Readiness(False, "a thread of this process has died: restart it")
+        if self.champions.current is None:
+            return Readiness(False, self.champions.problem or "no version is promoted yet: run `perdure fit`")
+        if self.batcher.idle_seconds > FRESH_SECONDS:
+            try:
+                await asyncio.wait_for(asyncio.wrap_future(self.batcher.submit(WARM_UP[:1])), PROBE_SECONDS)
+            except TimeoutError:
+                return Readiness(False, f"the model gave no answer within {PROBE_SECONDS:g} seconds")
+            except Refusal as refusal:
+                return Readiness(False, refusal.what)
+            except Exception as error:  # noqa: BLE001
+                _log.warning("the model failed when readiness asked it: %s", error)
+                return Readiness(False, f"the model failed: {type(error).__name__}")
+        return Readiness(True, "serving")
+
+    async def predict(self, texts: Sequence[str], *, top: int = 1, subject: str | None = None) -> tuple[Answered, ...]:
+        """One answer for each text, all by one version, recorded together.
+
+        Raises:
+            Refusal: 422 too many texts, 429 too many requests wait, 503 nothing is served or nothing can be recorded
+                where the operator chose to refuse then.
+        """
+        most = self.settings.max_texts
+        if len(texts) > most:
+            raise Refusal(422, f"{len(texts)} texts in one request", value=len(texts), do=f"send at most {most}")
+        if self.champions.current is None:
+            raise no_champion()
+        if self.settings.record and self._refuses and self.recorder.failing:
+            raise _unrecorded()
+        answer = await asyncio.wrap_future(self.batcher.submit(texts))
+        predictions = answer.scores.predictions(top)
+        self.metrics.predicted(answer.version, [prediction.label for prediction in predictions])
+        at = now()
+        interactions = [
+            Interaction(
+                time=at,
+                id=new_id(),
+                text=text,
+                label=prediction.label,
+                confidence=prediction.confidence,
+                version=answer.version,
+                top=prediction.top if top > 1 else (),
+                subject=subject,
+            )
+            for text, prediction in zip(texts, predictions, strict=True)
+        ]
+        recorded = self.settings.record and await self._record(interactions) == "recorded"
+        return tuple(
+            Answered(interaction.id, prediction, answer.version, recorded)
+            for interaction, prediction in zip(interactions, predictions, strict=True)
+        )
+
+    async def learn(self, labels: Sequence[tuple[str, str, str]]) -> bool:
+        """Takes (interaction id, label, source); whether they are durable already.
+
+        Raises:
+            Refusal: 409 recording is off; 503 there is no room for them.
+        """
+        if not self.settings.record:
+            raise Refusal(409, "this process records nothing", do="set serving.record to true and start it again")
+        at = now()
+        fate = await self._record(
+            [Feedback(time=at, interaction=id, label=label, source=source) for id, label, source in labels]
+        )
+        if fate == "dropped":
+            # A prediction is worth its answer even unrecorded; feedback that is lost is worth nothing.
+            raise _unrecorded()
+        return fate == "recorded"
+
+    async def forget(self, subject: str) -> int:
+        """Records that `subject` is to be forgotten, and removes it from the stream; the entries removed.
+
+        Raises:
+            Refusal: 503 the request could not be recorded.
+            StreamError: it was recorded, but the stream could not remove the entries.
+        """
+        erasure = Erasure(time=now(), subject=subject)
+        # Through the recorder: what waits there of the subject is written before, and so is reached.
+        if await self._wait([erasure], ERASURE_SECONDS) != "recorded":
+            raise _unrecorded()
+        return await run_in_threadpool(self.stream.forget, subject, erasure.time)
+
+    @property
+    def _refuses(self) -> bool:
+        return self.settings.on_record_failure == "refuse"
+
+    async def _record(self, records: Sequence[Record]) -> Fate:
+        # While the stream is known to fail, waiting for it would only slow every answer down.
+        fate = await self._wait(records, 0.0 if self.recorder.failing else RECORD_SECONDS, withdraw=self._refuses)
+        if fate != "recorded" and self._refuses:
+            raise _unrecorded()
+        return fate
+
+    async def _wait(self, records: Sequence[Record], seconds: float, *, withdraw: bool = True) -> Fate:
+        done = self.recorder.submit(records)
+        if done is None:
+            return "dropped"
+        waiter = asyncio.wrap_future(done)
+        await asyncio.wait([waiter], timeout=seconds)
+        if waiter.done() and not waiter.cancelled():
+            return "recorded" if waiter.result() else "dropped"
+        if withdraw:
+            done.cancel()
+        return "waiting"
+
+
+def service_of(request: Request) -> Service:
+    """The service of the app that answers `request`."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+def _unrecorded() -> Refusal:
+    return Refusal(
+        503,
+        "this cannot be recorded now: the stream does not take it in time",
+        do="send the request again later; the server's log says what is wrong with the stream",
+        headers={"Retry-After": "1"},
+    )

@@ -1,0 +1,332 @@
+"""The loop over a recorded stream, as fast as it goes.
+
+Rows of a session arrive: the champion predicts them, prediction and label are recorded, one turn runs, and the champion
+of then is evaluated on the evaluation rows whose session has come. The loop never sees those.
+
+Everything lives in the output folder, so that a backtest that was killed goes on where it was, with the same figures.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perdure.config import Settings
+from perdure.dataset import DataRow, event_id, file_digest, read_rows
+from perdure.errors import UsageError
+from perdure.loop import Loop
+from perdure.memory import MemoryCounts, open_memory
+from perdure.model.base import Scores
+from perdure.model.classifier import AnalyticClassifier, load_classifier
+from perdure.records import Feedback, Interaction, Record
+from perdure.registry import Registry
+from perdure.scores import session_scores
+from perdure.stream import Stream, open_stream
+from perdure.turn import TurnResult
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_FILE = "sessions.jsonl"
+METRICS_FILE = "metrics.json"
+ROW_SECONDS = 1.0
+"""Event time between two rows that have none of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionResult:
+    """What one session brought. Accuracies are fractions."""
+
+    session: int
+    acc_seen: float
+    accuracies: tuple[float, ...]
+    """Of each session so far that has evaluation rows."""
+    acc_head: float
+    """As `acc_seen`, of the champion without its adapter."""
+    acc_first: float
+    """As `acc_seen`, of the first version, which never learned again."""
+    verdict: str
+    version: str | None
+    turn: Mapping[str, Any]
+    cpu_seconds: float
+    wall_seconds: float
+    learned: int
+    skipped: int
+    quarantined: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backtest:
+    """A finished backtest."""
+
+    sessions: tuple[SessionResult, ...]
+    memory: MemoryCounts
+    settings: Settings
+
+    def metrics(self) -> dict[str, Any]:
+        """What `metrics.json` holds."""
+        scores = session_scores([one.accuracies for one in self.sessions])
+        last = self.sessions[-1]
+        return {
+            "acc": last.acc_seen,
+            "aaa": float(np.mean([one.acc_seen for one in self.sessions])),
+            "bwt": scores.bwt,
+            "forgetting": scores.forgetting,
+            "learning_acc": scores.learning_acc,
+            "parts": {
+                "frozen_first_version": last.acc_first,
+                "head_only": last.acc_head,
+                "with_lora": last.acc_seen,
+            },
+            "sessions": [asdict(one) for one in self.sessions],
+            "memory_samples": self.memory.samples,
+            "memory_bytes": self.memory.memory_bytes,
+            "cpu_seconds": sum(one.cpu_seconds for one in self.sessions),
+            "wall_seconds": sum(one.wall_seconds for one in self.sessions),
+            "seed": self.settings.seed,
+            "config": self.settings.model_dump(mode="json"),
+        }
+
+
+def run_backtest(
+    stream_file: Path,
+    eval_file: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    on_session: Callable[[SessionResult], None] | None = None,
+    stage: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Backtest:
+    """Runs the loop over `stream_file`; see the module's docstring.
+
+    Args:
+        stream_file: rows with a session each; sessions come in order.
+        eval_file: rows that are evaluated on from their session on.
+        out: folder for the figures, the report and the state.
+        settings: of everything; paths are put into `out`, and latency is not judged.
+        on_session: called after each session.
+        stage: as in `Loop`.
+        progress: as in `Loop`.
+
+    Raises:
+        UsageError: a file cannot be used, or `out` holds a backtest of something else.
+    """
+    settings = _inside(settings, out)
+    sessions = _by_session(read_rows(stream_file))
+    evaluation = read_rows(eval_file)
+    _same_as_before(out, stream_file, eval_file, settings)
+    done = _read_progress(out)
+    registry = Registry(settings.registry.url)
+    with open_stream(settings.stream) as stream, open_memory(settings) as memory:
+        loop = Loop(
+            settings,
+            stream=stream,
+            memory=memory,
+            registry=registry,
+            cache=out / "state" / "cache",
+            stage=stage,
+            progress=progress,
+        )
+        arrivals = _Arrivals(stream, registry, out / "state" / "cache", settings)
+        row = 0
+        for session, rows in sessions.items():
+            if session in done:
+                row += len(rows)
+                continue
+            wall, cpu = time.perf_counter(), time.process_time()
+            # Killed after the turn: it must not be run again with the same rows, which memory would not take anyway.
+            finished = memory.turn().number > len(done) + 1
+            if not finished:
+                # A frozen turn was interrupted: its rows have arrived.
+                if memory.turn().stage == "open":
+                    arrivals.arrive(rows, row)
+                result = loop.turn()
+            else:
+                result = TurnResult.decode(memory.history(1)[-1])
+            row += len(rows)
+            scored = _evaluate(session, evaluation, registry, arrivals.cache, settings, result)
+            scored = _timed(scored, time.process_time() - cpu, time.perf_counter() - wall)
+            done[session] = scored
+            _append_progress(out, scored)
+            if on_session:
+                on_session(scored)
+        finished_backtest = Backtest(tuple(done.values()), memory.counts(), settings)
+    _write_atomically(out / METRICS_FILE, json.dumps(finished_backtest.metrics(), indent=1).encode())
+    return finished_backtest
+
+
+class _Arrivals:
+    """Rows of a session, predicted by the champion of then and recorded as production would."""
+
+    def __init__(self, stream: Stream, registry: Registry, cache: Path, settings: Settings) -> None:
+        self._stream = stream
+        self._registry = registry
+        self._settings = settings
+        self.cache = cache
+
+    def arrive(self, rows: Sequence[DataRow], first: int) -> None:
+        champion = _champion(self._registry, self.cache, self._settings)
+        scores = champion.scores([row.text for row in rows]) if champion else None
+        answers = scores.predictions() if scores else (None,) * len(rows)
+        records: list[Record] = []
+        for index, (row, answer) in enumerate(zip(rows, answers, strict=True), start=first):
+            name = row.id or event_id("backtest", index)
+            at = row.time if row.time is not None else index * ROW_SECONDS
+            records.append(
+                Interaction(
+                    time=at,
+                    id=name,
+                    text=row.text,
+                    label=answer.label if answer else None,
+                    confidence=min(answer.confidence, 1.0) if answer else 0.0,
+                    version=champion.version if champion else None,
+                    subject=row.subject,
+                )
+            )
+            if row.labelled:
+                records.append(Feedback(time=at, interaction=name, label=row.label, source="backtest"))
+        self._stream.append(records)
+
+
+def _evaluate(
+    session: int,
+    evaluation: Sequence[DataRow],
+    registry: Registry,
+    cache: Path,
+    settings: Settings,
+    result: TurnResult,
+) -> SessionResult:
+    seen = [row for row in evaluation if row.session <= session]
+    champion = _champion(registry, cache, settings)
+    groups = sorted({row.session for row in seen})
+    right = head = first = np.zeros(len(seen), dtype=bool)
+    if champion is not None and seen:
+        texts, truth = [row.text for row in seen], [row.label for row in seen]
+        encoded = champion.encode(texts)
+        plain = champion.features(encoded.features) @ champion.weights
+        right = _right(champion.combine(plain, encoded.adapted), truth)
+        head = _right(champion.combine(plain, None), truth)
+        oldest = _load(registry, registry.promotions()[0].version, cache, settings)
+        first = _right(oldest.combine(oldest.features(encoded.features) @ oldest.weights, None), truth)
+    of = np.asarray([row.session for row in seen])
+    gate = result.gate
+    return SessionResult(
+        session=session,
+        acc_seen=_mean(right),
+        accuracies=tuple(_mean(right[of == group]) for group in groups),
+        acc_head=_mean(head),
+        acc_first=_mean(first),
+        verdict="; ".join(f"{one.kind}: {one.outcome}" for one in result.candidates) or result.note,
+        version=champion.version if champion else None,
+        turn=result.to_json(),
+        cpu_seconds=0.0,
+        wall_seconds=0.0,
+        learned=gate.get("learn", 0) + gate.get("pseudo", 0),
+        skipped=gate.get("skip", 0),
+        quarantined=gate.get("quarantine", 0),
+    )
+
+
+def _timed(result: SessionResult, cpu: float, wall: float) -> SessionResult:
+    return SessionResult(
+        **{**{name: getattr(result, name) for name in result.__slots__}, "cpu_seconds": cpu, "wall_seconds": wall}
+    )
+
+
+def _right(scores: Scores, truth: Sequence[str]) -> Any:
+    return np.asarray([name == label for name, label in zip(scores.names(), truth, strict=True)], dtype=bool)
+
+
+def _mean(values: Any) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _champion(registry: Registry, cache: Path, settings: Settings) -> AnalyticClassifier | None:
+    last = registry.champion()
+    return _load(registry, last.version, cache, settings) if last else None
+
+
+def _load(registry: Registry, version: str, cache: Path, settings: Settings) -> AnalyticClassifier:
+    folder = registry.fetch(version, cache)
+    return load_classifier(folder, version, batch=settings.model.batch, encoder=settings.model.name)
+
+
+def _inside(settings: Settings, out: Path) -> Settings:
+    state = out / "state"
+    return settings.with_values(
+        {
+            "stream.url": f"sqlite:{state / 'stream.db'}",
+            "registry.url": str(state / "registry"),
+            "memory.path": str(state / "memory"),
+            # A backtest says what accuracy would have been; what it says must not depend on the machine's mood.
+            "judge.judge_latency": False,
+        }
+    )
+
+
+def _by_session(rows: Sequence[DataRow]) -> dict[int, list[DataRow]]:
+    sessions: dict[int, list[DataRow]] = {}
+    for row in rows:
+        sessions.setdefault(row.session, []).append(row)
+    return dict(sorted(sessions.items()))
+
+
+def _same_as_before(out: Path, stream_file: Path, eval_file: Path, settings: Settings) -> None:
+    """Makes the folder, or finds that it holds this very backtest."""
+    mine = {
+        "stream": file_digest(stream_file),
+        "eval": file_digest(eval_file),
+        "settings": settings.model_dump(mode="json"),
+    }
+    path = out / "backtest.json"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _write_atomically(path, json.dumps(mine, indent=1).encode())
+            return
+    except OSError as error:
+        raise UsageError(f"cannot write to {out}: {error.strerror or error}; give another --out") from error
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    differing = sorted(name for name in mine if mine[name] != theirs.get(name))
+    if differing:
+        raise UsageError(
+            f"{out} holds a backtest with other {' and '.join(differing)}: give another --out, or delete that folder"
+        )
+
+
+def _read_progress(out: Path) -> dict[int, SessionResult]:
+    path = out / PROGRESS_FILE
+    done: dict[int, SessionResult] = {}
+    if not path.exists():
+        return done
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            fields = json.loads(line)
+        except ValueError:
+            # The last line may be half-written by a process that was killed; its session is evaluated again.
+            continue
+        fields["accuracies"] = tuple(fields["accuracies"])
+        done[int(fields["session"])] = SessionResult(**fields)
+    _write_atomically(path, b"".join(json.dumps(asdict(one)).encode() + b"\n" for one in done.values()))
+    return done
+
+
+def _append_progress(out: Path, result: SessionResult) -> None:
+    with (out / PROGRESS_FILE).open("ab") as file:
+        file.write(json.dumps(asdict(result)).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_bytes(data)
+    part.replace(path)

@@ -1,0 +1,108 @@
+"""The command line: finds commands, sets up logging, turns errors into sentences and exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from importlib.metadata import entry_points
+from typing import Annotated
+
+import click
+import typer
+
+from perdure import __version__
+from perdure.commands import backtest, learning, remembering, versions
+from perdure.commands.options import stderr
+from perdure.errors import PerdureError, StoreBusy, UsageError
+
+ENTRY_POINTS = "perdure.commands"
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_BUSY = 3
+EXIT_INTERRUPTED = 130
+
+EPILOG = (
+    "Every setting also comes from --config FILE, PERDURE_SECTION__NAME and --set section.name=value. "
+    "Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 another process is at it, 130 interrupted."
+)
+
+app = typer.Typer(
+    name="perdure",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog=EPILOG,
+)
+
+
+@app.callback()
+def perdure(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens inside.")] = False,
+) -> None:
+    """Models that keep learning, and keep what they learned.
+
+    Start with `perdure demo`. With your own data: `perdure fit --data FILE`, then `perdure serve` and `perdure train`.
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def build() -> typer.Typer:
+    """The application with all commands that are installed."""
+    services = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    first = [name for name in ("demo",) if name in services]
+    for name in first:
+        app.command(name)(services.pop(name).load())
+    app.command("fit")(learning.fit)
+    for name in sorted(services):
+        app.command(name)(services[name].load())
+    app.command("update")(learning.update)
+    app.command("backtest")(backtest.backtest)
+    app.command("versions")(versions.versions)
+    app.command("promote")(versions.promote)
+    app.command("rollback")(versions.rollback)
+    app.command("memory")(remembering.memory)
+    app.command("forget")(remembering.forget)
+    return app
+
+
+def main() -> None:
+    """Runs the command line; errors become one sentence and an exit code."""
+    # Evidently counts its users unless told not to.
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    try:
+        code = build()(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = EXIT_INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        code = EXIT_USAGE
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("perdure", "perdure_replay", "perdure_services"):
+            raise
+        stderr.print(f"perdure: this command needs {error.name}, which is not installed: install perdure\\[cpu]")
+        code = EXIT_USAGE
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except StoreBusy as error:
+        code = _failed(error, EXIT_BUSY)
+    except UsageError as error:
+        code = _failed(error, EXIT_USAGE)
+    except PerdureError as error:
+        code = _failed(error, EXIT_FAILED)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _failed(error: PerdureError, code: int) -> int:
+    stderr.print(f"perdure: {error}", markup=False)
+    return code

@@ -1,0 +1,107 @@
+"""`perdure fit` and `perdure update`: one turn of the loop, now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from perdure.commands.display import show_turn, turn_display
+from perdure.commands.opened import opened_loop
+from perdure.commands.options import AsJson, ConfigFile, Overrides, Seed, print_json, stdout
+from perdure.config import Settings, load_settings
+from perdure.dataset import DataRow, event_id, file_digest, label_counts, read_labels, read_rows
+from perdure.errors import DataError, UsageError
+from perdure.records import Feedback, Interaction, Record, now
+from perdure.stream import open_stream
+from perdure.turn import TurnResult
+
+
+def fit(
+    data: Annotated[
+        Path, typer.Option("--data", metavar="FILE", help="Labelled rows: JSON Lines or CSV with text and label.")
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", metavar="FILE", help="The labels that rows may have; others are refused."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="Encoder: a folder or a model name.")
+    ] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make version 1 from labelled rows.
+
+    Rows go the way that live traffic goes: into the stream, into memory, through one turn of the loop. Fitting the same
+    file twice changes nothing. With a champion in place the rows are learned on top of it.
+    """
+    extra = [
+        *(overrides or ()),
+        *([f"model.name={model}"] if model else []),
+        *([f"seed={seed}"] if seed is not None else []),
+    ]
+    settings = load_settings(config, extra)
+    rows = read_rows(data)
+    _check_labels(data, rows, read_labels(labels) if labels else None)
+    with open_stream(settings.stream) as stream:
+        stream.append(_records(rows, file_digest(data)))
+    if not as_json:
+        stdout.print(f"{len(rows):,} rows with {len(label_counts(rows))} labels recorded from {data}.")
+    _report(run_turn(settings), as_json)
+
+
+def update(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run one turn of the loop now: ingest, gate, learn, judge, promote or keep.
+
+    What `perdure train` does on a schedule. A turn that was interrupted goes on where it was. Exit code 3 says that
+    another process is at it.
+    """
+    _report(run_turn(load_settings(config, overrides or ())), as_json)
+
+
+def run_turn(settings: Settings) -> TurnResult:
+    """One turn, with a progress display on standard error."""
+    with turn_display() as display, opened_loop(settings, stage=display.stage, progress=display.steps) as loop:
+        return loop.turn()
+
+
+def _report(result: TurnResult, as_json: bool) -> None:
+    if as_json:
+        print_json(result.to_json())
+    else:
+        show_turn(result)
+
+
+def _check_labels(path: Path, rows: tuple[DataRow, ...], allowed: tuple[str, ...] | None) -> None:
+    if allowed is not None:
+        known = frozenset(allowed)
+        for number, row in enumerate(rows, start=1):
+            if row.label not in known:
+                raise DataError(
+                    str(path), number, f"label {row.label!r} is not in the label file: add it there, or mend it"
+                )
+    found = label_counts(rows)
+    if len(found) < 2:
+        raise UsageError(
+            f"all {len(rows)} rows of {path} have the label {next(iter(found))!r}: a classifier needs at least two"
+        )
+
+
+def _records(rows: tuple[DataRow, ...], source: str) -> list[Record]:
+    records: list[Record] = []
+    imported = now()
+    for index, row in enumerate(rows):
+        name = row.id or event_id(source, index)
+        at = row.time if row.time is not None else imported
+        records.append(Interaction(time=at, id=name, text=row.text, subject=row.subject))
+        if row.labelled:
+            records.append(Feedback(time=at, interaction=name, label=row.label, source="import"))
+    return records

@@ -1,0 +1,102 @@
+"""`perdure memory` and `perdure forget`: what is kept of the past."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from perdure.commands.opened import opened_loop
+from perdure.commands.options import AsJson, ConfigFile, Overrides, print_json, stdout
+from perdure.config import load_settings
+from perdure.errors import StoreBusy
+from perdure.memory import MemoryCounts, Quarantined, open_memory
+from perdure.records import Erasure, now
+from perdure.stream import open_stream
+
+
+def memory(
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="List what was kept out of learning, and why.")
+    ] = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what memory holds: samples of each label, what waits, what is in quarantine. Safe while the trainer runs."""
+    settings = load_settings(config, overrides or ())
+    with open_memory(settings, read_only=True) as remembered:
+        counts, doubtful = remembered.counts(), remembered.quarantined()
+    if as_json:
+        print_json(
+            {**asdict(counts), "quarantine": [asdict(one) for one in doubtful]} if quarantine else asdict(counts)
+        )
+    elif quarantine:
+        _show_quarantine(doubtful)
+    else:
+        _show_counts(counts)
+
+
+def forget(
+    subject: Annotated[str, typer.Argument(help="Whose data: the `subject` that predictions were recorded with.")],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a person's data from the stream and from memory, and say what cannot be reached."""
+    settings = load_settings(config, overrides or ())
+    until = now()
+    with open_stream(settings.stream) as stream:
+        stream.append([Erasure(time=until, subject=subject)])
+        removed = stream.forget(subject, until)
+    try:
+        with open_memory(settings) as remembered:
+            before = remembered.counts().samples
+        with opened_loop(settings) as loop:
+            loop.ingest()
+        with open_memory(settings) as remembered:
+            samples = before - remembered.counts().samples
+        when = "now"
+    except StoreBusy:
+        samples, when = 0, "with the next turn: the trainer has the memory open"
+    told = {
+        "subject": subject,
+        "stream_entries_removed": removed,
+        "samples_removed": samples,
+        "memory": when,
+        "head": "gives the labels back with the next turn",
+        "not_reached": [
+            "weights that were already trained, until an update replaces them",
+            "reports and quarantine examples of versions already written, until those versions are collected",
+        ],
+    }
+    if as_json:
+        print_json(told)
+        return
+    stdout.print(f"Stream: {removed} entries removed. Memory: {samples} samples removed, {when}.")
+    stdout.print("The analytic head gives the labels back with the next turn.")
+    for one in ("weights that were already trained, until an update replaces them", "old reports, until collected"):
+        stdout.print(f"Not reached: {one}.")
+
+
+def _show_counts(counts: MemoryCounts) -> None:
+    table = Table("label", "samples")
+    for label, count in counts.labels.items():
+        table.add_row(label, str(count))
+    for label, count in counts.pending.items():
+        table.add_row(f"{label} (too few to be a class)", str(count))
+    stdout.print(table)
+    stdout.print(
+        f"{counts.samples:,} samples ({counts.held_out:,} held out), {counts.fresh:,} rows wait for a turn, "
+        f"{counts.waiting_feedback:,} labels wait for their prediction, {counts.quarantined:,} in quarantine, "
+        f"{counts.memory_bytes / 1e6:,.1f} MB."
+    )
+
+
+def _show_quarantine(doubtful: tuple[Quarantined, ...]) -> None:
+    table = Table("id", "label", "text", "reason")
+    for one in doubtful:
+        table.add_row(one.id, one.label or "–", one.text[:80], one.reason)
+    stdout.print(table if doubtful else "Nothing is in quarantine.")

@@ -1,0 +1,77 @@
+"""`perdure versions`, `promote` and `rollback`: what is served, and why."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from perdure.commands.options import AsJson, ConfigFile, Overrides, print_json, stdout
+from perdure.config import load_settings
+from perdure.registry import Promotion, Registry
+
+Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the log of promotions.")]
+
+
+def versions(config: ConfigFile = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """List versions, what the judge said of each, and which one is served."""
+    registry = Registry(load_settings(config, overrides or ()).registry.url)
+    champion = registry.champion()
+    cards = [registry.card(name) for name in registry.versions()]
+    if as_json:
+        print_json(
+            {
+                "champion": champion.version if champion else None,
+                "versions": [card.model_dump(mode="json", exclude={"files", "config"}) for card in cards],
+                "promotions": [entry.model_dump(mode="json") for entry in registry.promotions()],
+            }
+        )
+        return
+    if not cards:
+        stdout.print(f"No versions in {registry.name} yet. Make one: perdure fit --data FILE")
+        return
+    table = Table("", "version", "made", "labels", "accuracy", "verdict", "why")
+    for card in cards:
+        verdict = card.verdict or {}
+        accuracy = card.metrics.get("accuracy")
+        table.add_row(
+            "▶" if champion and card.name == champion.version else "",
+            card.name,
+            datetime.fromtimestamp(card.created, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+            str(len(card.labels)),
+            "–" if accuracy is None else f"{accuracy:.1%}",
+            str(verdict.get("outcome", "–")),
+            str(verdict.get("sentence", "")),
+        )
+    stdout.print(table)
+    stdout.print("Accuracy is on the rows that the judge compared on; ▶ is what is served.")
+
+
+def promote(
+    version: Annotated[str, typer.Argument(help="The version to serve, as `perdure versions` names it.")],
+    reason: Reason = "by hand",
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a version, whatever the judge said of it. Serving swaps to it within a second or two."""
+    registry = Registry(load_settings(config, overrides or ()).registry.url)
+    _said(registry.promote(version, reason=reason, by=getpass.getuser()), as_json)
+
+
+def rollback(
+    reason: Reason = "by hand", config: ConfigFile = None, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Go back to the version that was served before. Rolling back twice goes back further."""
+    registry = Registry(load_settings(config, overrides or ()).registry.url)
+    _said(registry.rollback(by=getpass.getuser(), reason=reason), as_json)
+
+
+def _said(entry: Promotion, as_json: bool) -> None:
+    if as_json:
+        print_json(entry.model_dump(mode="json"))
+    else:
+        stdout.print(f"Promotion {entry.number}: {entry.version} is served from now on ({entry.reason}).")

@@ -1,0 +1,146 @@
+"""Files of labelled rows: JSON Lines or CSV."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from perdure.errors import DataError, UsageError
+from perdure.records import Interaction, Label
+
+
+class DataRow(BaseModel):
+    """One row of a data file."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    text: str
+    label: Label
+    session: Annotated[int, Field(ge=0)] = 0
+    id: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    time: float | None = None
+    subject: str | None = None
+    labelled: bool = True
+    """False: the loop must not see the label."""
+
+
+def read_rows(path: Path) -> tuple[DataRow, ...]:
+    """The rows of a `.csv` file with a header, or of JSON Lines.
+
+    Raises:
+        UsageError: the file cannot be read or is empty.
+        DataError: a row is broken; with its line number.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read the data file {path}: {error.strerror or error}") from error
+    rows = tuple(_csv(path, data) if path.suffix.lower() == ".csv" else _json_lines(path, data))
+    if not rows:
+        raise UsageError(f"the data file {path} has no rows: give at least two labels with a few examples each")
+    return rows
+
+
+def event_id(source: str, row: int) -> str:
+    """A stable id for row `row` of what `source` names: importing the same file twice records nothing twice."""
+    return hashlib.blake2b(f"{source}\0{row}".encode(), digest_size=16).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Hash of a file's content.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    except OSError as error:
+        raise UsageError(f"cannot read the data file {path}: {error.strerror or error}") from error
+
+
+def _json_lines(path: Path, data: bytes) -> Iterator[DataRow]:
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(str(path), number, f"not UTF-8: {error.reason} at byte {error.start}") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(str(path), number, f"not JSON: {error}; write one object a line") from error
+        yield _row(path, number, fields)
+
+
+def _csv(path: Path, data: bytes) -> Iterator[DataRow]:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(str(path), line, f"not UTF-8: {error.reason}; save the file as UTF-8") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    missing = {"text", "label"} - set(reader.fieldnames or ())
+    if missing:
+        raise DataError(str(path), 1, f"no column {' nor '.join(sorted(missing))}: the header must name text and label")
+    try:
+        for fields in reader:
+            yield _row(path, reader.line_num, {key: value for key, value in fields.items() if key and value})
+    except csv.Error as error:
+        raise DataError(str(path), reader.line_num, f"not CSV: {error}") from error
+
+
+def _row(path: Path, number: int, fields: Any) -> DataRow:
+    if not isinstance(fields, dict):
+        raise DataError(
+            str(path), number, f'not an object but {type(fields).__name__}: write {{"text": …, "label": …}}'
+        )
+    try:
+        row = DataRow.model_validate(fields)
+        # The checks on texts stand with the record that will carry it.
+        Interaction(time=0.0, id="check", text=row.text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        value = first["input"] if first["type"] != "missing" else "nothing"
+        raise DataError(
+            str(path), number, f"field {'.'.join(map(str, first['loc']))}: {first['msg']}, got {str(value)[:60]!r}"
+        ) from error
+    return row
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """The labels that a data file may use: a JSON list, a JSON object with labels as keys, or one label a line.
+
+    Raises:
+        UsageError: the file cannot be read, or names fewer than two labels.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the label file {path}: {error}") from error
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        fields = [line.strip() for line in text.splitlines() if line.strip()]
+    if not isinstance(fields, (list, dict)) or not all(isinstance(label, str) and label for label in fields):
+        raise UsageError(f"the label file {path} must hold a JSON list of labels, an object, or one label a line")
+    labels = tuple(dict.fromkeys(fields))
+    if len(labels) < 2:
+        raise UsageError(
+            f"the label file {path} has {len(labels)} label{'' if len(labels) == 1 else 's'}"
+            f"{f', {labels[0]!r}' if labels else ''}: a classifier needs at least two"
+        )
+    return labels
+
+
+def label_counts(rows: Sequence[DataRow]) -> dict[str, int]:
+    """Rows of each label, most frequent first."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.label] = counts.get(row.label, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

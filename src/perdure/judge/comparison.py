@@ -1,0 +1,131 @@
+"""Champion and candidate, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perdure.judge.evidence import Evidence
+from perdure.model.base import Scores
+
+LEAST_PROBABILITY = 1e-6
+"""Log scores are clipped here, so that one row cannot decide alone."""
+
+Rows = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Counts on rows that both were asked."""
+
+    rows: int
+    champion_right: int
+    candidate_right: int
+    gains: int
+    """Rows that only the candidate has right."""
+    losses: int
+    """Rows that only the champion has right: negative flips."""
+
+    @property
+    def champion(self) -> float:
+        """Accuracy of the champion; 0 without rows."""
+        return self.champion_right / self.rows if self.rows else 0.0
+
+    @property
+    def candidate(self) -> float:
+        """Accuracy of the candidate; 0 without rows."""
+        return self.candidate_right / self.rows if self.rows else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRecall:
+    """Recall of one label, before and after."""
+
+    label: str
+    paired: Paired
+    known: bool
+    """The champion has this label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The rows of some evidence, sorted by who knows their label, and who has them right (n booleans each)."""
+
+    evidence: Evidence
+    known: Rows
+    """The champion knows the true label. Only these rows say whether something was forgotten."""
+    new: Rows
+    """Only the candidate knows it."""
+    both: Rows
+    """Both know it, and so have a probability for it."""
+    champion_right: Rows
+    candidate_right: Rows
+
+    def paired(self, rows: Rows) -> Paired:
+        """Counts over the rows that are true in `rows`."""
+        champion, candidate = self.champion_right[rows], self.candidate_right[rows]
+        return Paired(
+            rows=int(rows.sum()),
+            champion_right=int(champion.sum()),
+            candidate_right=int(candidate.sum()),
+            gains=int((candidate & ~champion).sum()),
+            losses=int((champion & ~candidate).sum()),
+        )
+
+    def labels(self) -> tuple[LabelRecall, ...]:
+        """Recall of every label that occurs and that at least one of the two knows, sorted by label."""
+        truth = np.array(self.evidence.truth, dtype=object)
+        found = sorted({label for label, counts in zip(truth, self.known | self.new, strict=True) if counts})
+        champion = self.evidence.champion
+        labels = () if champion is None else champion.labels
+        return tuple(LabelRecall(label, self.paired(truth == label), label in labels) for label in found)
+
+    def log_score_gain(self, rows: Rows) -> NDArray[np.float64]:
+        """log p(truth) of the candidate minus the champion's, in nats, for each true row in `rows` that both know."""
+        champion = self.evidence.champion
+        if champion is None:
+            raise ValueError("there is no champion: a first version gains nothing over it")
+        at = np.flatnonzero(rows & self.both)
+        return _log_scores(self.evidence.candidate, self.evidence.truth, at) - _log_scores(
+            champion, self.evidence.truth, at
+        )
+
+
+def compare(evidence: Evidence) -> Comparison:
+    """Sorts the rows of `evidence`. Without a champion all of them are new."""
+    champion = frozenset(() if evidence.champion is None else evidence.champion.labels)
+    candidate = frozenset(evidence.candidate.labels)
+    known = np.array([label in champion for label in evidence.truth], dtype=np.bool_)
+    answered = np.array([label in candidate for label in evidence.truth], dtype=np.bool_)
+    return Comparison(
+        evidence=evidence,
+        known=known,
+        new=answered & ~known,
+        both=answered & known,
+        champion_right=_right(evidence.champion, evidence.truth),
+        candidate_right=_right(evidence.candidate, evidence.truth),
+    )
+
+
+def confidences(scores: Scores) -> NDArray[np.float32]:
+    """Probability of the answer, for each of n rows."""
+    best: NDArray[np.float32] = scores.probabilities.max(axis=1, initial=0.0)
+    return best
+
+
+def _right(scores: Scores | None, truth: Sequence[str]) -> Rows:
+    if scores is None or not scores.labels:
+        return np.zeros(len(truth), dtype=np.bool_)
+    same = [name == label for name, label in zip(scores.names(), truth, strict=True)]
+    # A model that has gone to NaN answers its first label; that must not count as knowing it.
+    return np.array(same, dtype=np.bool_) & np.isfinite(scores.probabilities).all(axis=1)
+
+
+def _log_scores(scores: Scores, truth: Sequence[str], at: NDArray[np.intp]) -> NDArray[np.float64]:
+    column = {label: index for index, label in enumerate(scores.labels)}
+    probabilities = scores.probabilities[at, [column[truth[row]] for row in at]].astype(np.float64)
+    usable = np.nan_to_num(probabilities, nan=0.0, posinf=0.0, neginf=0.0)
+    return np.log(np.clip(usable, LEAST_PROBABILITY, 1.0))

@@ -1,0 +1,189 @@
+"""The first learner: the analytic head, brought up to date. Seconds, and exact."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from perdure.config import Settings
+from perdure.errors import UsageError
+from perdure.judge.evidence import Evidence, Source
+from perdure.learn.candidate import Candidate
+from perdure.learn.leverage import Leverage, unseen_scores
+from perdure.learn.material import Labelled, Material
+from perdure.memory import Delta
+from perdure.model.classifier import AdaptedHead, AnalyticClassifier, shared_features
+from perdure.model.encoder import Encoder
+from perdure.model.features import RandomFeatures
+from perdure.model.head import Statistics, choose_ridge, leave_one_out
+from perdure.records import Float
+
+logger = logging.getLogger(__name__)
+
+RIDGE_ROWS = 1500
+"""Rows that the ridge penalty is chosen by; more would not choose better, and each costs D² operations."""
+
+
+class HeadLearner:
+    """Keeps the head's statistics and solves for the head.
+
+    Args:
+        encoder: the frozen encoder.
+        settings: features, bandwidth, penalties and seed.
+    """
+
+    def __init__(self, encoder: Encoder, settings: Settings) -> None:
+        model = settings.model
+        self._encoder = encoder
+        self._settings = settings
+        self.features: RandomFeatures = shared_features(encoder.inputs, model.features, model.bandwidth, settings.seed)
+
+    def absorb(self, statistics: Statistics, deltas: Sequence[Delta], material_features: Float) -> None:
+        """Puts `deltas` into the statistics.
+
+        Args:
+            statistics: changed in place.
+            deltas: n labels with their signs.
+            material_features: frozen features of their texts, n × inputs.
+        """
+        if deltas:
+            features = self.features(material_features)
+            statistics.update(features, [delta.label for delta in deltas], [delta.sign for delta in deltas])
+
+    def candidate(
+        self,
+        statistics: Statistics,
+        classes: Mapping[str, int],
+        material: Material,
+        champion: AnalyticClassifier | None,
+        champion_leverage: Leverage | None,
+        carried: Mapping[str, bytes],
+        name: str,
+    ) -> Candidate:
+        """A version whose head knows every label joined so far.
+
+        Args:
+            statistics: G and Q of everything joined.
+            classes: labels with enough examples.
+            material: this turn's rows and samples.
+            champion: what is served now.
+            champion_leverage: of the champion's head.
+            carried: files of the champion that go on unchanged, such as the EWC anchor.
+            name: the version's name.
+
+        Raises:
+            UsageError: fewer than two labels have enough examples.
+        """
+        labels = [label for label in classes if statistics.counts.get(label, 0) > 0]
+        if len(labels) < 2:
+            raise UsageError(
+                f"a classifier needs at least two labels with {self._settings.memory.pending_labels_below} examples "
+                f"each, but there {'is' if len(labels) == 1 else 'are'} {', '.join(map(repr, labels)) or 'none'}: "
+                "add rows of another label, or lower memory.pending_labels_below"
+            )
+        known = frozenset(labels)
+        fresh, remembered = material.fresh(), material.remembered()
+        fresh = fresh.where([label in known for label in fresh.labels])
+        remembered = remembered.where([label in known for label in remembered.labels])
+        rows = fresh + remembered
+        encoded = material.encodings(rows.texts)
+        features = self.features(encoded.features)
+        some = np.random.default_rng(self._settings.seed + material.turn).permutation(len(rows))[:RIDGE_ROWS]
+        solution = choose_ridge(
+            statistics, labels, features[some], [rows.labels[row] for row in some], self._settings.model.ridge
+        )
+        leverage = Leverage(dict(zip(rows.keys, solution.leverage(features).tolist(), strict=True)))
+        unseen = leave_one_out(solution.scores(features), leverage(rows.keys), rows.labels, labels)
+        adapted = None
+        if champion is not None and champion.adapted is not None and encoded.adapted is not None:
+            adapted = imprinted(champion.adapted, rows, encoded.adapted)
+        classifier = AnalyticClassifier(
+            name,
+            self._encoder,
+            self.features,
+            feature_seed=self._settings.seed,
+            bandwidth=self._settings.model.bandwidth,
+            labels=labels,
+            weights=solution.weights,
+            temperature=fit_temperature(unseen, rows.labels, labels),
+            adapted=adapted,
+            batch=self._settings.model.batch,
+        )
+        sources: list[Source] = ["fresh"] * len(fresh)
+        sources += ["leave_one_out"] * len(remembered)
+        evidence = Evidence(
+            texts=rows.texts,
+            truth=rows.labels,
+            source=tuple(sources),
+            champion=None
+            if champion is None
+            else champion.combine(
+                unseen_scores(champion, champion_leverage or Leverage({}), encoded.features, rows.keys, rows.labels),
+                encoded.adapted,
+            ),
+            candidate=classifier.combine(unseen, encoded.adapted),
+        )
+        return Candidate(
+            kind="first" if champion is None else "head",
+            classifier=classifier,
+            leverage=leverage.restricted([sample.key for sample in material.samples]),
+            evidence=evidence,
+            extra=carried,
+            metrics={"ridge": solution.ridge, "temperature": classifier.temperature, "rows": float(statistics.rows)},
+        )
+
+
+def imprinted(head: AdaptedHead, rows: Labelled, embeddings: Float) -> AdaptedHead:
+    """`head` with a row for each label that it does not know: that label's mean embedding, as long as its peers.
+
+    Qi et al., "Low-Shot Learning with Imprinted Weights", CVPR 2018.
+
+    Args:
+        head: the adapted head so far.
+        rows: n labelled rows.
+        embeddings: adapted embeddings, n × d.
+    """
+    new = sorted(set(rows.labels) - set(head.labels))
+    if not new:
+        return head
+    labels = np.asarray(rows.labels, dtype=object)
+    length = float(np.median(np.linalg.norm(head.weights, axis=1)))
+    means = np.stack([embeddings[labels == label].mean(axis=0) for label in new])
+    means *= length / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9)
+    return AdaptedHead(
+        adapter=head.adapter,
+        labels=(*head.labels, *new),
+        weights=np.concatenate([head.weights, means.astype(np.float32)]),
+        temperature=head.temperature,
+        share=head.share,
+    )
+
+
+def fit_temperature(scores: Float, truth: Sequence[str], labels: Sequence[str]) -> float:
+    """The factor t for which softmax(t·scores) gives n unseen rows the highest likelihood.
+
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+
+    Args:
+        scores: n × C.
+        truth: n labels; rows of labels not among `labels` do not count.
+        labels: C labels.
+    """
+    column = {label: index for index, label in enumerate(labels)}
+    rows = [row for row, label in enumerate(truth) if label in column]
+    if not rows:
+        return 1.0
+    picked = scores[rows].astype(np.float64)
+    answers = np.asarray([column[truth[row]] for row in rows])
+
+    def loss(logarithm: float) -> float:
+        logits = picked * np.exp(logarithm)
+        top = logits.max(axis=1, keepdims=True)
+        normal = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
+        return float((normal - logits[np.arange(len(rows)), answers]).mean())
+
+    # Below 1/e⁴ all is uniform, above e⁶ all is certain.
+    return float(np.exp(minimize_scalar(loss, bounds=(-4.0, 6.0), method="bounded").x))

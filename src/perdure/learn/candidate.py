@@ -1,0 +1,28 @@
+"""What a learner hands to the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from perdure.judge.evidence import Evidence
+from perdure.judge.verdict import Kind
+from perdure.learn.leverage import Leverage
+from perdure.model.classifier import AnalyticClassifier
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A version that might be promoted, with rows that it was not trained on."""
+
+    kind: Kind
+    classifier: AnalyticClassifier
+    leverage: Leverage
+    evidence: Evidence
+    extra: Mapping[str, bytes]
+    """Files beside the classifier's own: what the next update needs."""
+    metrics: Mapping[str, float]
+
+    def files(self) -> dict[str, bytes]:
+        """All files of the version."""
+        return {**self.classifier.files(), **self.leverage.files(), **self.extra}

@@ -1,0 +1,237 @@
+"""The second learner: a LoRA update with EWC and replay. Minutes, and only worth it when the judge says so."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from perdure.config import Settings
+from perdure.errors import VersionDamaged
+from perdure.judge.evidence import Evidence, Source
+from perdure.learn.analytic import fit_temperature
+from perdure.learn.candidate import Candidate
+from perdure.learn.ewc import Anchor
+from perdure.learn.leverage import Leverage, unseen_scores
+from perdure.learn.lora import HEAD, Champion, LoraLearner, TrainingSet, Update
+from perdure.learn.material import Encodings, Labelled, Material
+from perdure.model.adapter import Adapter
+from perdure.model.classifier import AdaptedHead, AnalyticClassifier
+from perdure.model.encoder import Encoder
+from perdure.records import Float, Sample
+
+logger = logging.getLogger(__name__)
+
+EWC_FILE = "ewc.safetensors"
+
+
+class Representatives(Protocol):
+    """Picks k samples that stand for a label (memory's view)."""
+
+    def __call__(self, label: str, k: int) -> tuple[Sample, ...]: ...
+
+
+class Challenger:
+    """Makes LoRA candidates.
+
+    Args:
+        encoder: the frozen encoder.
+        settings: of LoRA, memory and model.
+        progress: called with (step, steps) while training.
+    """
+
+    def __init__(
+        self, encoder: Encoder, settings: Settings, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        self._encoder = encoder
+        self._settings = settings
+        self._progress = progress
+
+    def candidate(
+        self,
+        material: Material,
+        champion: AnalyticClassifier,
+        leverage: Leverage,
+        folder: Path | None,
+        representatives: Representatives,
+        name: str,
+    ) -> Candidate | None:
+        """A version with a new adapter beside the champion's head; None when there is too little to learn from.
+
+        Args:
+            material: this turn's rows and samples.
+            champion: what is served now; its frozen head is kept.
+            leverage: of the champion's head.
+            folder: the champion's files, for its anchor.
+            representatives: memory's choice of samples to replay.
+            name: the version's name.
+        """
+        learned = self._fresh(material, champion)
+        held = Labelled.of([(sample.text, sample.label) for sample in material.samples if sample.held_out])
+        held = held.where([label in champion.labels for label in held.labels])
+        barred = frozenset(held.keys)
+        probe = [key not in barred and _is_probe(key, self._settings.lora.probe_share) for key in learned.keys]
+        train = learned.where([key not in barred and not out for key, out in zip(learned.keys, probe, strict=True)])
+        if len(train) < self._settings.lora.min_rows:
+            logger.info("no LoRA update: %d rows to learn from, fewer than lora.min_rows", len(train))
+            return None
+        replay = self._replay(material, champion, representatives, frozenset(train.keys) | barred)
+        before = _champion_of(champion, folder)
+        update = LoraLearner(
+            self._encoder, self._settings.lora, seed=self._settings.seed + material.turn, progress=self._progress
+        ).update(self._training_set(train, replay, material, champion), before)
+        return self._judged(
+            update, champion, leverage, material, held, learned.where(probe), name, len(train), len(replay)
+        )
+
+    def _fresh(self, material: Material, champion: AnalyticClassifier) -> Labelled:
+        """What the gate lets through, at most `lora.fresh_rows`, spread over the labels."""
+        decisions = material.gated.of("learn", "pseudo")
+        rows = Labelled.of(
+            [(d.row.text, d.label) for d in decisions if d.label is not None and d.label in champion.labels]
+        )
+        limit = self._settings.lora.fresh_rows
+        if len(rows) <= limit:
+            return rows
+        rank: dict[str, list[str]] = defaultdict(list)
+        for key, label in sorted(zip(rows.keys, rows.labels, strict=True)):
+            rank[label].append(key)
+        order = sorted((place, key) for keys in rank.values() for place, key in enumerate(keys))
+        kept = {key for _, key in order[:limit]}
+        return rows.where([key in kept for key in rows.keys])
+
+    def _replay(
+        self, material: Material, champion: AnalyticClassifier, representatives: Representatives, barred: frozenset[str]
+    ) -> Labelled:
+        counts = Counter(sample.label for sample in material.samples if not sample.held_out)
+        labels = [label for label in champion.labels if counts.get(label)]
+        each = max(1, self._settings.lora.replay_rows // max(1, len(labels)))
+        chosen = [sample for label in labels for sample in representatives(label, each)]
+        return Labelled.of([(sample.text, sample.label) for sample in chosen if sample.key not in barred])
+
+    def _training_set(
+        self, train: Labelled, replay: Labelled, material: Material, champion: AnalyticClassifier
+    ) -> TrainingSet:
+        rows = train + replay
+        encoded = material.encodings(rows.texts)
+        soft = champion.combine(
+            champion.features(encoded.features) @ champion.weights, _fitting(champion, encoded.adapted)
+        )
+        return TrainingSet(
+            texts=rows.texts,
+            labels=rows.labels,
+            fresh=len(train),
+            soft=soft.probabilities,
+            soft_labels=soft.labels,
+        )
+
+    def _judged(
+        self,
+        update: Update,
+        champion: AnalyticClassifier,
+        leverage: Leverage,
+        material: Material,
+        held: Labelled,
+        probe: Labelled,
+        name: str,
+        trained: int,
+        replayed: int,
+    ) -> Candidate:
+        adapter = Adapter(self._encoder, update.shape, update.weights)
+        rows = held + probe
+        before = material.encodings(rows.texts)
+        embedded = Encodings(self._encoder, adapter, self._settings.model.batch)(rows.texts).adapted
+        assert embedded is not None
+        weights = update.weights[HEAD].float().numpy()
+        # The temperature is fitted to held-out places alone, so that the fresh rows stay unseen.
+        calibration = embedded[: len(held)] if len(held) else embedded
+        labels = held.labels if len(held) else probe.labels
+        adapted = AdaptedHead(
+            adapter=adapter,
+            labels=update.labels,
+            weights=weights,
+            temperature=fit_temperature(calibration @ weights.T, labels, update.labels),
+            share=self._settings.lora.share,
+        )
+        classifier = champion.with_adapted(name, adapted)
+        scores = unseen_scores(champion, leverage, before.features, rows.keys, rows.labels)
+        sources: list[Source] = ["held_out"] * len(held)
+        sources += ["fresh"] * len(probe)
+        evidence = Evidence(
+            texts=rows.texts,
+            truth=rows.labels,
+            source=tuple(sources),
+            champion=champion.combine(scores, _fitting(champion, before.adapted)),
+            candidate=classifier.combine(scores, embedded),
+        )
+        metrics = {
+            "steps": float(update.steps),
+            "loss": update.loss,
+            "ewc_penalty": update.penalty,
+            "fisher_samples": float(update.anchor.samples),
+            "trained_rows": float(trained),
+            "replayed_rows": float(replayed),
+        }
+        return Candidate("lora", classifier, leverage, evidence, _anchor_file(update.anchor), metrics)
+
+
+def _is_probe(key: str, share: float) -> bool:
+    """A fixed share of rows, by a hash of their key: judged before they are learned from."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8, person=b"probe").digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def _fitting(champion: AnalyticClassifier, adapted: Float | None) -> Float | None:
+    return adapted if champion.adapted is not None else None
+
+
+def _champion_of(classifier: AnalyticClassifier, folder: Path | None) -> Champion | None:
+    """The adapter and anchor that an update goes on from."""
+    if classifier.adapted is None or folder is None:
+        return None
+    adapted = classifier.adapted
+    weights = {**adapted.adapter.weights, HEAD: torch.from_numpy(adapted.weights)}
+    return Champion(adapted.adapter.shape, weights, adapted.labels, load_anchor(folder))
+
+
+def load_anchor(folder: Path) -> Anchor | None:
+    """The EWC anchor of the version in `folder`; None when it has none.
+
+    Raises:
+        VersionDamaged: it cannot be read.
+    """
+    path = folder / EWC_FILE
+    if not path.exists():
+        return None
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise VersionDamaged(f"the EWC anchor {path} cannot be read: {error}") from error
+    parts: dict[str, dict[str, torch.Tensor]] = {"theta": {}, "fisher": {}}
+    for name, tensor in tensors.items():
+        kind, _, key = name.partition("/")
+        if kind in parts:
+            parts[kind][key] = tensor.float()
+    return Anchor(parts["theta"], parts["fisher"], int(tensors["samples"]))
+
+
+def _anchor_file(anchor: Anchor) -> dict[str, bytes]:
+    # bfloat16 has float32's range, which Fisher information needs, and half its size.
+    tensors = {f"theta/{name}": value.float().contiguous() for name, value in anchor.theta.items() if name == HEAD}
+    tensors |= {f"theta/{name}": value.bfloat16().contiguous() for name, value in anchor.theta.items() if name != HEAD}
+    tensors |= {f"fisher/{name}": value.bfloat16().contiguous() for name, value in anchor.fisher.items()}
+    tensors["samples"] = torch.tensor(anchor.samples)
+    return {EWC_FILE: save(tensors)}
+
+
+def carried_files(folder: Path) -> Mapping[str, bytes]:
+    """Files of a version that a head update passes on unchanged."""
+    path = folder / EWC_FILE
+    return {EWC_FILE: path.read_bytes()} if path.exists() else {}

@@ -1,0 +1,73 @@
+"""Which rows a head was fitted to, and how much each of them pulled.
+
+With it a version can be asked, at any later time, what it would have said of a remembered row without that row: so all
+of memory is evidence, for the champion as for its challenger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from perdure.errors import VersionDamaged
+from perdure.model.classifier import AnalyticClassifier
+from perdure.model.head import Double, leave_one_out
+from perdure.records import Float
+
+LEVERAGE_FILE = "leverage.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Leverage:
+    """Leverages by `sample_key`; a row that is not in here was not seen."""
+
+    of: Mapping[str, float]
+
+    def __call__(self, keys: Sequence[str]) -> Double:
+        """n leverages; 0 for rows not seen."""
+        return np.asarray([self.of.get(key, 0.0) for key in keys], dtype=np.float64)
+
+    def restricted(self, keys: Sequence[str]) -> Leverage:
+        """Those of `keys` alone."""
+        return Leverage({key: self.of[key] for key in keys if key in self.of})
+
+    def files(self) -> dict[str, bytes]:
+        keys = sorted(self.of)
+        packed = np.frombuffer(bytes.fromhex("".join(keys)), dtype=np.uint8).reshape(len(keys), 16)
+        values = np.asarray([self.of[key] for key in keys], dtype=np.float32)
+        return {LEVERAGE_FILE: save({"keys": packed.copy(), "leverage": values})}
+
+    @classmethod
+    def load(cls, folder: Path) -> Leverage:
+        """The leverages of the version in `folder`.
+
+        Raises:
+            VersionDamaged: the file is missing or cannot be read.
+        """
+        try:
+            tensors = load_file(folder / LEVERAGE_FILE)
+            keys = (row.tobytes().hex() for row in tensors["keys"])
+            return cls({key: float(value) for key, value in zip(keys, tensors["leverage"], strict=True)})
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise VersionDamaged(f"leverages cannot be read from {folder}: {error}") from error
+
+
+def unseen_scores(
+    classifier: AnalyticClassifier, leverage: Leverage, features: Float, keys: Sequence[str], truth: Sequence[str]
+) -> Float:
+    """The head's scores of n rows as if it had seen none of them: n × C.
+
+    Args:
+        classifier: whose head.
+        leverage: of that head.
+        features: frozen features, n × inputs.
+        keys: n sample keys.
+        truth: n labels.
+    """
+    scores = classifier.features(features) @ classifier.weights
+    return leave_one_out(scores, leverage(keys), truth, classifier.labels)

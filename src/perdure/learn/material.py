@@ -1,0 +1,111 @@
+"""What one turn works with, encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from perdure.learn.gate import Gated
+from perdure.memory import Row
+from perdure.model.adapter import Adapter
+from perdure.model.classifier import Encoded, encode
+from perdure.model.encoder import Encoder
+from perdure.records import Sample, sample_key
+
+
+class Encodings:
+    """Encodes each text once for one encoder and adapter, in batches of a fixed shape.
+
+    Args:
+        encoder: the frozen encoder.
+        adapter: the adapter, if any.
+        batch: texts in one forward pass.
+    """
+
+    def __init__(self, encoder: Encoder, adapter: Adapter | None, batch: int) -> None:
+        self._encoder = encoder
+        self._adapter = adapter
+        self._batch = batch
+        self._place: dict[str, int] = {}
+        self._stored: Encoded | None = None
+
+    def __call__(self, texts: Sequence[str]) -> Encoded:
+        """What the encoder says of n texts."""
+        missing = list(dict.fromkeys(text for text in texts if text not in self._place))
+        if missing or self._stored is None:
+            new = encode(self._encoder, self._adapter, missing, self._batch)
+            self._stored = new if self._stored is None else _joined(self._stored, new)
+            self._place.update({text: len(self._place) + index for index, text in enumerate(missing)})
+        rows = [self._place[text] for text in texts]
+        stored = self._stored
+        adapted = None if stored.adapted is None else stored.adapted[rows]
+        return Encoded(stored.features[rows], adapted, stored.last[rows])
+
+
+def _joined(first: Encoded, second: Encoded) -> Encoded:
+    adapted = None
+    if first.adapted is not None and second.adapted is not None:
+        adapted = np.concatenate([first.adapted, second.adapted])
+    return Encoded(
+        np.concatenate([first.features, second.features]), adapted, np.concatenate([first.last, second.last])
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Rows with labels: n texts, their labels and their sample keys."""
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    keys: tuple[str, ...]
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[str, str]]) -> Labelled:
+        """From (text, label) pairs; the same pair twice counts once."""
+        unique = {sample_key(label, text): (text, label) for text, label in pairs}
+        texts, labels = tuple(text for text, _ in unique.values()), tuple(label for _, label in unique.values())
+        return cls(texts, labels, tuple(unique))
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def where(self, keep: Sequence[bool]) -> Labelled:
+        """The rows for which `keep` is true."""
+        rows = [row for row, kept in enumerate(keep) if kept]
+        return Labelled(
+            tuple(self.texts[row] for row in rows),
+            tuple(self.labels[row] for row in rows),
+            tuple(self.keys[row] for row in rows),
+        )
+
+    def __add__(self, other: Labelled) -> Labelled:
+        return replace(
+            self, texts=self.texts + other.texts, labels=self.labels + other.labels, keys=self.keys + other.keys
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """One turn's rows and samples."""
+
+    turn: int
+    rows: tuple[Row, ...]
+    samples: tuple[Sample, ...]
+    """All living samples, those that came with this turn's rows included."""
+    gated: Gated
+    encodings: Encodings
+    """In the space of the champion with which the turn began."""
+
+    def fresh(self) -> Labelled:
+        """Labelled rows of this turn, but for those in quarantine."""
+        doubtful = {decision.row.id for decision in self.gated.of("quarantine")}
+        return Labelled.of(
+            [(row.text, row.label) for row in self.rows if row.label is not None and row.id not in doubtful]
+        )
+
+    def remembered(self) -> Labelled:
+        """Living samples that did not come with this turn's rows."""
+        here = {sample_key(row.label, row.text) for row in self.rows if row.label is not None}
+        return Labelled.of([(sample.text, sample.label) for sample in self.samples if sample.key not in here])

@@ -1,0 +1,84 @@
+"""A low-rank adapter of the encoder's top layers, and the feature space it opens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perdure.errors import VersionDamaged
+from perdure.model.encoder import Encoder, Trunk, pool
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterShape:
+    """What must agree before weights, anchors or Fisher information of one adapter fit another."""
+
+    rank: int
+    alpha: int
+    layers: int
+    targets: tuple[str, ...]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def to_json(self) -> dict[str, Any]:
+        return {"rank": self.rank, "alpha": self.alpha, "layers": self.layers, "targets": list(self.targets)}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> AdapterShape:
+        return cls(
+            rank=int(fields["rank"]),
+            alpha=int(fields["alpha"]),
+            layers=int(fields["layers"]),
+            targets=tuple(fields["targets"]),
+        )
+
+
+def linear_names(top: nn.ModuleList) -> tuple[str, ...]:
+    """Names of all linear maps above the cut, in order."""
+    return tuple(name for name, module in top.named_modules() if isinstance(module, nn.Linear))
+
+
+class Adapter:
+    """The encoder's top layers with an adapter's weights merged in: W + (α/r)·BA.
+
+    Args:
+        encoder: the frozen encoder; its layers below the cut are shared.
+        shape: rank, scale and targets.
+        weights: `NAME.A` (r × in) and `NAME.B` (out × r) for every target.
+
+    Raises:
+        VersionDamaged: weights are missing or do not fit this encoder.
+    """
+
+    def __init__(self, encoder: Encoder, shape: AdapterShape, weights: Mapping[str, Tensor]) -> None:
+        if shape.layers != encoder.adapted_layers:
+            raise VersionDamaged(
+                f"the adapter covers {shape.layers} layers but this encoder is cut for {encoder.adapted_layers}: "
+                "set lora.layers to what the version was trained with"
+            )
+        self.shape = shape
+        self.weights = dict(weights)
+        self._encoder = encoder
+        self._top = encoder.copy_top()
+        modules = dict(self._top.named_modules())
+        with torch.no_grad():
+            for name in shape.targets:
+                layer = modules.get(name)
+                factors = weights.get(f"{name}.A"), weights.get(f"{name}.B")
+                if not isinstance(layer, nn.Linear) or factors[0] is None or factors[1] is None:
+                    raise VersionDamaged(f"the adapter has no factors for {name!r}, or this encoder has no such map")
+                layer.weight += (shape.scale * (factors[1] @ factors[0])).to(layer.weight.device)
+
+    @torch.no_grad()
+    def embed(self, trunk: Trunk) -> Tensor:
+        """Adapted embeddings of n texts: n × d, each of length 1."""
+        hidden = trunk.hidden
+        for layer in self._top:
+            hidden = trunk.call(layer, hidden)
+        return nn.functional.normalize(pool(hidden, trunk.mask).float(), dim=1)

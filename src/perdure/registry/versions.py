@@ -1,0 +1,218 @@
+"""Immutable versions: a folder of files each, sealed by a card that is written last."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from perdure.errors import RegistryError, VersionDamaged, VersionNotFound
+from perdure.registry.card import CARD, Card, FileCard, is_file_name, is_version_name
+from perdure.registry.store import Store
+
+log = logging.getLogger(__name__)
+
+FOLDER = "versions"
+
+LEFTOVER_SECONDS = 86_400
+"""Files without a card are taken for work in progress until the youngest of them is older than this."""
+
+
+class Versions:
+    """What is under `versions/` in a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def write(self, card: Card, files: Mapping[str, bytes]) -> Card:
+        """Writes `files`, then the card with their hashes; returns that card.
+
+        Writing the same files under the same name again changes nothing and returns the card that is there, so that
+        a writer that was killed can start over. One writer at a time works on a name; that is the trainer's lease.
+
+        Raises:
+            RegistryError: a version of that name has other files; a file's name cannot be used.
+        """
+        for name in files:
+            if not is_file_name(name):
+                raise RegistryError(
+                    f"{name!r} cannot name a file of version {card.name}: use A-Z a-z 0-9 . _ - in parts joined by /, "
+                    f"no dot in front of a part, and not {CARD}"
+                )
+        sealed = card.model_copy(update={"files": {name: FileCard.of(data) for name, data in sorted(files.items())}})
+        there = self._find(card.name)
+        if there is not None:
+            return self._same(there, sealed)
+        for name, data in files.items():
+            self._store.put(_path(card.name, name), data)
+        if self._store.create(_path(card.name, CARD), sealed.encode()):
+            return sealed
+        return self._same(self.card(card.name), sealed)
+
+    def card(self, name: str) -> Card:
+        """The card of `name`.
+
+        Raises:
+            VersionNotFound: there is no such version; the message has the nearest names.
+            VersionDamaged: the card is not what was written.
+            RegistryError: the card is of a newer schema.
+        """
+        card = self._find(name)
+        if card is None:
+            near = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.4)
+            hint = f"did you mean {', '.join(near)}?" if near else "`perdure versions` lists what is there"
+            raise VersionNotFound(f"there is no version {name!r} in the registry {self._store.name}: {hint}")
+        return card
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all versions that have a card, sorted; names are made so that this is the order of time."""
+        depth = len(_path("x", CARD).split("/"))
+        parts = (item.path.split("/") for item in self._store.items(FOLDER))
+        return tuple(sorted(part[-2] for part in parts if len(part) == depth and part[-1] == CARD))
+
+    def check(self, card: Card) -> None:
+        """Looks whether every file is there in its full size, without reading it.
+
+        Raises:
+            VersionDamaged: one is not.
+        """
+        for name, wanted in card.files.items():
+            size = self._store.size(_path(card.name, name))
+            if size is None:
+                raise _missing(card.name, name, wanted)
+            if size != wanted.size:
+                raise VersionDamaged(
+                    f"{name} of version {card.name} is altered: it has {size} bytes, but {wanted.size} were written "
+                    f"(sha256 {wanted.sha256}). Restore it, or promote another version"
+                )
+
+    def read(self, name: str, file: str) -> bytes:
+        """The content of one file, verified.
+
+        Raises:
+            VersionNotFound, VersionDamaged: as `card`; or the file is missing or altered.
+            RegistryError: the version never had such a file.
+        """
+        card = self.card(name)
+        wanted = card.files.get(file)
+        if wanted is None:
+            raise RegistryError(f"version {name} has no file {file!r}: it has {', '.join(card.files) or 'none'}")
+        return self._verified(name, file, wanted)
+
+    def fetch(self, name: str, cache: Path) -> Path:
+        """The folder `cache`/`name` with exactly the version's files, each verified, and its card.
+
+        A file that lies in the cache is hashed again each time; a damaged one is read from the registry afresh.
+
+        Raises:
+            VersionNotFound, VersionDamaged: as `read`.
+            RegistryError: the registry cannot be read, or the cache cannot be written.
+        """
+        card = self.card(name)
+        folder = cache / name
+        try:
+            self._fill(folder, card)
+        except OSError as error:
+            raise RegistryError(
+                f"the cache of versions {cache} cannot be written: {error.strerror or error}. "
+                "Free some space there, and make it writable for this user"
+            ) from error
+        return folder
+
+    def delete(self, name: str) -> None:
+        """Removes a version: its card first, so that nobody takes what is left for a version."""
+        self._store.delete(_path(name, CARD))
+        self._store.delete_folder(f"{FOLDER}/{name}")
+
+    def delete_leftovers(self) -> tuple[str, ...]:
+        """Removes files that have no card and are too old to be anybody's work; returns the names they stood under."""
+        youngest: dict[str, datetime] = {}
+        sealed = set(self.names())
+        for item in self._store.items(FOLDER):
+            _, name, *_ = item.path.split("/")
+            youngest[name] = max(item.modified, youngest.get(name, item.modified))
+        old = tuple(
+            sorted(
+                name
+                for name, modified in youngest.items()
+                if name not in sealed and (datetime.now(UTC) - modified).total_seconds() > LEFTOVER_SECONDS
+            )
+        )
+        for name in old:
+            log.info("removing what is left of version %s, which has no card", name)
+            self._store.delete_folder(f"{FOLDER}/{name}")
+        return old
+
+    def _find(self, name: str) -> Card | None:
+        data = self._store.get(_path(name, CARD)) if is_version_name(name) else None
+        return None if data is None else Card.decode(name, data)
+
+    def _same(self, there: Card, wanted: Card) -> Card:
+        if dict(there.files) == dict(wanted.files):
+            return there
+        differ = sorted(
+            name for name in {*there.files, *wanted.files} if there.files.get(name) != wanted.files.get(name)
+        )
+        raise RegistryError(
+            f"version {there.name} exists in the registry {self._store.name} with other content ({', '.join(differ)}): "
+            "a version never changes, write it under a new name"
+        )
+
+    def _verified(self, name: str, file: str, wanted: FileCard) -> bytes:
+        data = self._store.get(_path(name, file))
+        if data is None:
+            raise _missing(name, file, wanted)
+        found = FileCard.of(data)
+        if found != wanted:
+            raise VersionDamaged(
+                f"{file} of version {name} is altered: its sha256 is {found.sha256} ({found.size} bytes), but "
+                f"{wanted.sha256} ({wanted.size} bytes) was written. Restore it, or promote another version"
+            )
+        return data
+
+    def _fill(self, folder: Path, card: Card) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_strangers(folder, {*card.files, CARD})
+        for name, wanted in card.files.items():
+            target = folder / name
+            if target.is_file():
+                if FileCard.of(target.read_bytes()) == wanted:
+                    continue
+                log.warning("%s is damaged: reading it from the registry afresh", target)
+            _replace(target, self._verified(card.name, name, wanted), folder.parent)
+        _replace(folder / CARD, card.encode(), folder.parent)
+
+
+def _path(version: str, file: str) -> str:
+    return f"{FOLDER}/{version}/{file}"
+
+
+def _missing(name: str, file: str, wanted: FileCard) -> VersionDamaged:
+    return VersionDamaged(
+        f"{file} of version {name} is missing: {wanted.size} bytes with sha256 {wanted.sha256} were written, nothing "
+        "is there. Restore it, or promote another version"
+    )
+
+
+def _remove_strangers(folder: Path, known: set[str]) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file() and path.relative_to(folder).as_posix() not in known:
+            path.unlink(missing_ok=True)
+
+
+def _replace(target: Path, data: bytes, incoming: Path) -> None:
+    """Puts `data` in place in one step: another process may be reading the same cache."""
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = incoming / f".incoming-{uuid.uuid4().hex}"
+    try:
+        part.write_bytes(data)
+        os.replace(part, target)  # noqa: PTH105
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,233 @@
+"""The trial of a candidate: written, read back, judged, and kept with everything that was said of it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from perdure.config import Settings
+from perdure.judge.artifact import Artifact
+from perdure.judge.drift import DriftInput, DriftSummary, drift_report
+from perdure.judge.report import write_report
+from perdure.judge.shift import Shift, prediction_shift
+from perdure.judge.turn import Judged, turn_page
+from perdure.judge.verdict import Verdict, judge
+from perdure.learn.candidate import Candidate
+from perdure.learn.gate import Gated
+from perdure.learn.material import Encodings, Material
+from perdure.memory import Memory, Quarantined, TurnState
+from perdure.model.classifier import AnalyticClassifier, load_classifier
+from perdure.registry import Card, Registry
+from perdure.registry.card import EncoderCard
+
+LATENCY_TEXTS = 20
+"""Single texts that latency is measured on; the median of them counts."""
+
+AGREEMENT_TEXTS = 200
+"""Most texts that the artifact, read back, is asked about."""
+
+DRIFT_ROWS = 2000
+"""Most rows on either side of a drift report."""
+
+EVIDENCE_KINDS = 2
+"""Candidates that one turn may compare with the champion: bounds are corrected for both."""
+
+
+class Trial:
+    """Judges the candidates of one turn.
+
+    Args:
+        settings: of everything.
+        registry: where candidates are written, whatever the verdict.
+        memory: for counts, and for what goes into quarantine.
+        state: the turn.
+    """
+
+    def __init__(self, settings: Settings, registry: Registry, memory: Memory, state: TurnState) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._memory = memory
+        self._state = state
+        self._drift: DriftSummary | None = None
+        self._drift_files: dict[str, bytes] = {}
+
+    def drift(self, material: Material, champion: AnalyticClassifier | None) -> DriftSummary | None:
+        """Compares this turn's traffic with what memory holds of earlier turns; None before there is a champion."""
+        if champion is None or not material.rows:
+            return None
+        rng = np.random.default_rng(self._settings.seed + material.turn)
+        past = _some(material.remembered().texts, rng)
+        now = _some([row.text for row in material.rows], rng)
+        with tempfile.TemporaryDirectory(prefix="perdure-drift-") as folder:
+            self._drift = drift_report(
+                _seen(past, material.encodings, champion),
+                _seen(now, material.encodings, champion),
+                self._settings.judge,
+                Path(folder),
+            )
+            self._drift_files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        return self._drift
+
+    def quarantine(self, gated: Gated) -> None:
+        """Puts doubtful rows where a person can look at them."""
+        doubtful = [
+            Quarantined(one.row.id, one.reason, one.row.text, one.row.label, one.row.time)
+            for one in gated.of("quarantine")
+        ]
+        if doubtful:
+            self._memory.quarantine(doubtful)
+
+    def judge(self, candidate: Candidate, material: Material, champion: AnalyticClassifier | None, cache: Path) -> Card:
+        """Judges the very files that would be served, and writes them with the verdict and the report.
+
+        Args:
+            candidate: what a learner made.
+            material: this turn's rows.
+            champion: what it is compared with.
+            cache: a local folder for versions.
+        """
+        files = candidate.files()
+        name = candidate.classifier.version
+        artifact = self._artifact(candidate, files, champion)
+        verdict = judge(
+            candidate.evidence,
+            kind=candidate.kind,
+            settings=self._settings.judge,
+            artifact=artifact,
+            shift=_shift(candidate, material, champion),
+            candidates=EVIDENCE_KINDS,
+            rolled_back=name in self._registry.rolled_back(),
+        )
+        card = Card(
+            name=name,
+            parent=champion.version if champion else None,
+            kind=candidate.kind,
+            encoder=EncoderCard(
+                name=candidate.classifier.encoder.name, fingerprint=candidate.classifier.encoder.fingerprint
+            ),
+            labels=candidate.classifier.labels,
+            offset=dict(self._memory.offset()),
+            memory_digest=self._memory.digest(),
+            turn=self._state.number,
+            seed=self._settings.seed,
+            config=self._settings.model_dump(mode="json"),
+            metrics={**candidate.metrics, **_accuracies(candidate), **_latencies(artifact)},
+            verdict=verdict.to_json(),
+        )
+        return self._registry.write(card, {**files, **self._drift_files, **self._report(candidate, material, verdict)})
+
+    def _artifact(
+        self, candidate: Candidate, files: Mapping[str, bytes], champion: AnalyticClassifier | None
+    ) -> Artifact:
+        texts = candidate.evidence.texts[:AGREEMENT_TEXTS]
+        with tempfile.TemporaryDirectory(prefix="perdure-candidate-") as folder:
+            for name, data in files.items():
+                (Path(folder) / name).write_bytes(data)
+            read_back = load_classifier(
+                Path(folder),
+                candidate.classifier.version,
+                batch=self._settings.model.batch,
+                encoder=self._settings.model.name,
+            )
+        said = read_back.scores(texts) if texts else None
+        agreement = 1.0
+        if said is not None:
+            agreement = float(
+                np.mean(np.asarray(said.names()) == np.asarray(candidate.classifier.scores(texts).names()))
+            )
+        timed = self._settings.judge.judge_latency and bool(texts)
+        return Artifact(
+            finite=read_back.finite(),
+            agreement=agreement,
+            seconds_per_text=_seconds(read_back, texts) if timed else None,
+            champion_seconds_per_text=_seconds(champion, texts) if timed and champion else None,
+        )
+
+    def _report(self, candidate: Candidate, material: Material, verdict: Verdict) -> dict[str, bytes]:
+        counts = self._memory.counts()
+        name = candidate.classifier.version
+        page = turn_page(
+            number=self._state.number,
+            champion=self._state.champion,
+            judged=[Judged(candidate.kind, name, verdict, candidate.evidence)],
+            promoted=name if verdict.outcome == "promote" else None,
+            drift=self._drift,
+            counts={
+                "Gate": dict(material.gated.counts()),
+                "Memory": {
+                    "samples": counts.samples,
+                    "held out": counts.held_out,
+                    "classes": len(counts.labels),
+                    "labels with too few examples": len(counts.pending),
+                    "tombstones": counts.tombstones,
+                    "feedback waiting": counts.waiting_feedback,
+                    "in quarantine": counts.quarantined,
+                    "bytes": counts.memory_bytes,
+                },
+                "Ingested so far": asdict(counts.totals),
+                "Learning": {key: round(value, 4) for key, value in candidate.metrics.items()},
+            },
+            quarantined=self._memory.quarantined(),
+        )
+        with tempfile.TemporaryDirectory(prefix="perdure-report-") as folder:
+            return {"report.html": write_report(Path(folder), page).read_bytes()}
+
+
+def _some(texts: Sequence[str], rng: np.random.Generator) -> list[str]:
+    if len(texts) <= DRIFT_ROWS:
+        return list(texts)
+    return [texts[row] for row in sorted(rng.choice(len(texts), DRIFT_ROWS, replace=False))]
+
+
+def _seen(texts: Sequence[str], encodings: Encodings, champion: AnalyticClassifier) -> DriftInput:
+    if not texts:
+        return DriftInput((), (), (), None)
+    encoded = encodings(texts)
+    answers = champion.combine(champion.features(encoded.features) @ champion.weights, encoded.adapted).predictions()
+    return DriftInput(
+        texts=tuple(texts),
+        predicted=tuple(answer.label for answer in answers),
+        confidence=tuple(answer.confidence for answer in answers),
+        embeddings=encoded.last,
+    )
+
+
+def _shift(candidate: Candidate, material: Material, champion: AnalyticClassifier | None) -> Shift | None:
+    """Over the rows of this turn that have not been judged yet by their labels, and those that have."""
+    if champion is None or not material.rows:
+        return None
+    texts = [row.text for row in material.rows][:DRIFT_ROWS]
+    truth = [row.label for row in material.rows][:DRIFT_ROWS]
+    return prediction_shift(champion.scores(texts), candidate.classifier.scores(texts), truth)
+
+
+def _seconds(classifier: AnalyticClassifier, texts: Sequence[str]) -> float:
+    """Median seconds for one text alone."""
+    classifier.scores(texts[:1])
+    taken = []
+    for text in texts[:LATENCY_TEXTS]:
+        start = time.perf_counter()
+        classifier.scores([text])
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken))
+
+
+def _accuracies(candidate: Candidate) -> dict[str, float]:
+    evidence = candidate.evidence
+    if not len(evidence):
+        return {}
+    truth = np.asarray(evidence.truth, dtype=object)
+    found = {"evidence_rows": float(len(truth))}
+    found["accuracy"] = float(np.mean(np.asarray(evidence.candidate.names(), dtype=object) == truth))
+    if evidence.champion is not None:
+        found["champion_accuracy"] = float(np.mean(np.asarray(evidence.champion.names(), dtype=object) == truth))
+    return found
+
+
+def _latencies(artifact: Artifact) -> dict[str, float]:
+    return {} if artifact.seconds_per_text is None else {"seconds_per_text": artifact.seconds_per_text}

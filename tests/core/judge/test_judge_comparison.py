@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from perdure.judge.comparison import compare
+from perdure.judge.evidence import Evidence
+from perdure.model.base import Scores
+
+Make = Callable[..., Evidence]
+
+
+def test_rows_are_sorted_by_who_knows_their_label(evidence: Make) -> None:
+    found = compare(
+        evidence([("a", "a", "a", 2), ("c", "a", "c", 3), ("d", "a", "c", 4), ("b", "b", "a", 5)], new=("a", "c"))
+    )
+    assert [int(rows.sum()) for rows in (found.known, found.new, found.both)] == [7, 3, 2]
+
+
+def test_counts_of_pairs(evidence: Make) -> None:
+    found = compare(evidence([("a", "a", "a", 10), ("a", "b", "a", 3), ("a", "a", "b", 2), ("b", "a", "a", 5)]))
+    paired = found.paired(found.known)
+    assert (paired.rows, paired.gains, paired.losses) == (20, 3, 2)
+    assert (paired.champion, paired.candidate) == (12 / 20, 13 / 20)
+
+
+def test_a_label_that_the_candidate_dropped_counts_as_lost(evidence: Make) -> None:
+    found = compare(evidence([("a", "a", "a", 5), ("b", "b", "a", 5)], new=("a", "c")))
+    assert found.paired(found.known).losses == 5
+    assert len(found.log_score_gain(found.known)) == 5
+
+
+def test_recall_of_each_label(evidence: Make) -> None:
+    found = compare(evidence([("b", "b", "a", 4), ("a", "a", "a", 6), ("c", "a", "c", 3)], new=("a", "b", "c")))
+    assert [(one.label, one.known, one.paired.rows, one.paired.candidate) for one in found.labels()] == [
+        ("a", True, 6, 1.0),
+        ("b", True, 4, 0.0),
+        ("c", False, 3, 1.0),
+    ]
+
+
+def test_log_score_is_of_the_truth_and_clipped(evidence: Make) -> None:
+    gain = compare(evidence([("a", "a", "a", 1)], confidence=(0.5, 0.8)))
+    assert gain.log_score_gain(gain.known) == pytest.approx([math.log(0.8 / 0.5)], abs=1e-6)
+    ruin = compare(evidence([("a", "a", "b", 1)], confidence=(1.0, 1.0)))
+    assert ruin.log_score_gain(ruin.known) == pytest.approx([math.log(1e-6)], abs=1e-6)
+
+
+def test_a_champion_gone_to_nan_knows_nothing(evidence: Make) -> None:
+    sound = evidence([("a", "a", "a", 4)])
+    broken = Scores(("a", "b"), np.full((4, 2), np.nan, dtype=np.float32))
+    found = compare(Evidence(sound.texts, sound.truth, sound.source, broken, sound.candidate))
+    assert found.paired(found.known).champion == 0
+    assert np.isfinite(found.log_score_gain(found.known)).all()
+
+
+def test_a_first_version_has_nothing_to_gain_over(evidence: Make) -> None:
+    found = compare(evidence([("a", "a", "a", 4)], old=None))
+    assert not found.known.any()
+    assert found.new.all()
+    with pytest.raises(ValueError, match="no champion"):
+        found.log_score_gain(found.new)
+
+
+@pytest.mark.parametrize("part", ["truth", "source", "champion", "candidate"])
+def test_parts_of_different_length_are_refused(evidence: Make, part: str) -> None:
+    whole = evidence([("a", "a", "a", 3)])
+    parts = {name: getattr(whole, name) for name in ("texts", "truth", "source", "champion", "candidate")}
+    value = parts[part]
+    parts[part] = value[:2] if isinstance(value, tuple) else Scores(value.labels, value.probabilities[:2])
+    with pytest.raises(ValueError, match=f"3 texts but 2 rows of {part}"):
+        Evidence(**parts)

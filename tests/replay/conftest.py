@@ -1,0 +1,88 @@
+"""A small world of events for the tests of the replay memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.config import Settings
+from perdure.records import Erasure, Feedback, Interaction, Record, encode
+from perdure.stream.base import Entry, Page
+from perdure_replay import ReplayMemory
+
+NOW = 1_700_000_000.0
+
+
+class World:
+    """Builders of records and pages around the moment `now`."""
+
+    now = NOW
+
+    @staticmethod
+    def interaction(identifier: str, text: str, at: float = 0.0, **fields: Any) -> Interaction:
+        return Interaction(id=identifier, text=text, time=NOW + at, **fields)
+
+    @staticmethod
+    def feedback(identifier: str, label: str, at: float = 1.0, source: str = "user") -> Feedback:
+        return Feedback(interaction=identifier, label=label, time=NOW + at, source=source)
+
+    @staticmethod
+    def erasure(subject: str, at: float = 100.0) -> Erasure:
+        return Erasure(subject=subject, time=NOW + at)
+
+    def labelled(self, identifier: str, text: str, label: str, at: float = 0.0, **fields: Any) -> list[Record]:
+        return [self.interaction(identifier, text, at, **fields), self.feedback(identifier, label, at + 1)]
+
+    @staticmethod
+    def page(records: Iterable[Record | bytes], start: int = 0) -> Page:
+        entries = tuple(
+            Entry("p", start + place, record if isinstance(record, bytes) else encode(record))
+            for place, record in enumerate(records)
+        )
+        return Page(entries, {"p": start + len(entries)})
+
+    @staticmethod
+    def net(memory: ReplayMemory) -> Counter[tuple[str, str]]:
+        """What the waiting deltas sum up to."""
+        total: Counter[tuple[str, str]] = Counter()
+        for delta in memory.deltas(1_000_000):
+            total[delta.text, delta.label] += delta.sign
+        return Counter({key: count for key, count in total.items() if count})
+
+    @staticmethod
+    def settings(path: Path, seed: int = 0, **memory: Any) -> Settings:
+        values = {"path": str(path), **memory}
+        return Settings(seed=seed).with_values({f"memory.{name}": value for name, value in values.items()})
+
+    def open(self, path: Path, **options: Any) -> ReplayMemory:
+        """Opened with the clock standing at `now`; other options are settings of memory."""
+        special = {
+            name: options.pop(name) for name in ("read_only", "busy_timeout", "provenance", "clock") if name in options
+        }
+        return ReplayMemory(self.settings(path, **options), **{"clock": lambda: NOW, **special})
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def opened(world: World, tmp_path: Path) -> Iterable[Callable[..., ReplayMemory]]:
+    """Opens memories under `tmp_path`, and closes them after the test."""
+    open_ones: list[ReplayMemory] = []
+
+    def open_one(records: Sequence[Record | bytes] = (), name: str = "memory", **options: Any) -> ReplayMemory:
+        memory = world.open(tmp_path / name, **options)
+        open_ones.append(memory)
+        if records:
+            memory.ingest(world.page(records))
+        return memory
+
+    yield open_one
+    for memory in open_ones:
+        memory.close()

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from perdure.config import Settings
+from perdure.errors import RegistryError, StreamError
+from perdure.stream import SqliteStream
+from perdure_services.serving import command
+from perdure_services.serving.server import is_loopback, listen, url_of
+
+
+@pytest.fixture(autouse=True)
+def _clean(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("PERDURE_SERVING__PORT", "PERDURE_SERVING__HOST", "PERDURE_STREAM__URL", "PERDURE_REGISTRY__URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """What `run` was called with."""
+    calls = []
+
+    def run(settings, *, listener, registry, stream, load, announce):
+        calls.append((settings, listener.getsockname(), registry, stream))
+        announce("it runs")
+
+    monkeypatch.setattr(command, "run", run)
+    return calls
+
+
+@pytest.fixture
+def serve():
+    app = typer.Typer()
+    app.command("serve")(command.serve)
+
+    def invoke(*arguments):
+        return CliRunner().invoke(app, list(arguments))
+
+    return invoke
+
+
+def test_it_runs_with_what_the_options_say(serve, ran):
+    Path("perdure.yaml").write_text("serving:\n  max_batch: 7\n  port: 1\n")
+    result = serve("--config", "perdure.yaml", "--set", "serving.max_queue=9", "--set", "seed=3", "--port", "0")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "it runs\n"
+    assert result.stderr == ""
+    settings, address, registry, stream = ran[0]
+    assert (settings.serving.max_batch, settings.serving.max_queue, settings.seed) == (7, 9, 3)
+    assert settings.serving.port == 0
+    assert address[0] == "127.0.0.1"
+    assert address[1] > 0
+    assert registry.name == "var/perdure/registry"
+    assert isinstance(stream, SqliteStream)
+    with pytest.raises(StreamError, match="closed"):
+        stream.end()
+
+
+def test_threads_are_set_only_when_asked_for(serve, ran, monkeypatch):
+    asked = []
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(set_num_threads=asked.append))
+    assert serve("--port", "0").exit_code == 0
+    assert asked == []
+    assert serve("--port", "0", "--set", "model.threads=1").exit_code == 0
+    assert asked == [1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--set", "serving.prot=1"], "serving.port"),
+        (["--set", "serving.port"], "section.name=value"),
+        (["--port", "70000"], "serving.port"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--set", "stream.url=carrier-pigeon://x"], "carrier-pigeon"),
+        (["--port", "many"], "port"),
+    ],
+)
+def test_wrong_usage_ends_with_2(serve, ran, arguments, part):
+    result = serve("--port", "0", *arguments) if "--port" not in arguments else serve(*arguments)
+    assert result.exit_code == 2, result.output
+    assert part in result.stderr
+    assert not ran
+
+
+def test_a_port_that_is_taken_ends_with_1(serve, ran):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = serve("--port", str(port))
+    assert result.exit_code == 1
+    assert f"cannot listen at 127.0.0.1:{port}" in result.stderr
+    assert "--port" in result.stderr
+    assert not ran
+
+
+def test_a_host_that_nobody_knows_ends_with_1(serve, ran):
+    result = serve("--host", "256.1.1.1", "--port", "0")
+    assert result.exit_code == 1
+    assert "cannot listen at 256.1.1.1:0" in result.stderr
+
+
+def test_a_stream_or_registry_that_cannot_be_opened_ends_with_1(serve, ran):
+    Path("file").write_text("not a folder")
+    for setting in ("stream.url=sqlite:file/stream.db", "registry.url=file/registry"):
+        result = serve("--port", "0", "--set", setting)
+        assert result.exit_code == 1, result.output
+        assert result.stderr.startswith("perdure serve: ")
+        assert "file" in result.stderr
+    assert not ran
+
+
+def test_other_machines_are_let_in_only_with_a_warning(serve, ran):
+    assert "Warning" not in serve("--host", "localhost", "--port", "0").stderr
+    result = serve("--host", "0.0.0.0", "--port", "0")
+    assert result.exit_code == 0
+    assert "Warning: 0.0.0.0 can be reached from other machines" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("LOCALHOST", True), ("0.0.0.0", False), ("", False)],
+)
+def test_loopback(host, loopback):
+    assert is_loopback(host) is loopback
+
+
+def test_an_address_of_version_6_has_brackets_in_its_url():
+    try:
+        listener = listen("::1", 0)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with listener:
+        assert url_of(listener) == f"http://[::1]:{listener.getsockname()[1]}"
+
+
+def test_the_help_is_for_newcomers(serve):
+    result = serve("--help")
+    assert result.exit_code == 0
+    for part in ("--config", "--set", "--host", "--port", "perdure fit", "Exit codes"):
+        assert part in " ".join(result.stdout.split())
+
+
+def test_versions_are_loaded_through_the_cache(registry, publish, monkeypatch):
+    publish(registry, "v1")
+    asked = []
+    double = SimpleNamespace(load_classifier=lambda *given, **named: asked.append((given, named)))
+    monkeypatch.setitem(sys.modules, "perdure.model.classifier", double)
+    command.loader(Settings(), registry)("v1")
+    command.loader(Settings().with_values({"model.name": "./encoder", "model.batch": 5}), registry)("v1")
+    (folder, version), named = asked[0]
+    assert version == "v1"
+    assert (folder / "model.json").read_bytes() == b"{}"
+    assert named == {"batch": 32, "encoder": None}
+    assert asked[1][1] == {"batch": 5, "encoder": "./encoder"}
+    with pytest.raises(RegistryError, match="v2"):
+        command.loader(Settings(), registry)("v2")
