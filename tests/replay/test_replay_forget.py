@@ -45,8 +45,17 @@ def test_nothing_of_a_subject_is_left_on_disk(world: Any, opened: Open, tmp_path
     assert world.net(memory) == {("harmless", "a"): 1}
     counts = memory.counts()
     assert (counts.tombstones, counts.joinable, counts.quarantined) == (1, 1, 0)
+    memory.quarantine([Quarantined(id="1", reason="doubt", text=SECRET, label="a", time=world.now)])
+    assert memory.quarantined() == ()
     again = memory.forget("ann-the-subject", world.now + 5)
     assert (again.interactions, again.samples, again.deltas) == (0, 0, 0)
+
+
+def test_an_erasure_in_the_stream_cleans_the_disk_too(world: Any, opened: Open, tmp_path: Path) -> None:
+    memory = opened(world.labelled("1", SECRET, "a", subject="ann-the-subject"))
+    assert SECRET.encode() in everywhere(tmp_path)
+    memory.ingest(world.page([world.erasure("ann-the-subject")], start=2))
+    assert SECRET.encode() not in everywhere(tmp_path)
 
 
 def test_the_order_of_an_erasure_does_not_matter(world: Any, opened: Open) -> None:

@@ -95,7 +95,7 @@ def outcome(memory: Any, total: Counter[tuple[str, str]]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("half_life", [0.0, 1e-4])
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(early=histories(), late=histories(), seed=st.integers(0, 2**32))
 def test_the_order_of_events_does_not_matter(
     world: Any, half_life: float, early: list[Record], late: list[Record], seed: int
@@ -144,7 +144,7 @@ def test_the_order_of_events_does_not_matter(
 
 
 @pytest.mark.parametrize("half_life", [0.0, 1e-4])
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     events=histories(), side=st.lists(st.booleans(), min_size=len(IDS), max_size=len(IDS)), seed=st.integers(0, 2**32)
 )

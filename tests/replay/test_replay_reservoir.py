@@ -203,3 +203,16 @@ def test_shards_must_share_a_key_and_are_merged_once(world: Any, opened: Open, t
     with pytest.raises(UsageError, match="another key"):
         memory.merge(tmp_path / "foreign")
     assert len(memory.samples()) == 2
+
+
+def test_an_erasure_of_one_shard_holds_for_the_other(world: Any, opened: Open, tmp_path: Path) -> None:
+    mine = world.labelled("1", "one", "a", subject="ann")
+    theirs = world.labelled("2", "two", "a", subject="bob")
+    opened([*theirs, world.erasure("ann")], name="shard").close()
+    memory = opened([*mine, world.erasure("bob")])
+    memory.merge(tmp_path / "shard")
+    assert memory.samples() == ()
+    assert world.net(memory) == {}
+    memory.ingest(world.page(world.labelled("3", "late", "a", subject="ann"), start=3))
+    assert memory.samples() == ()
+    assert memory.counts().tombstones == 3  # what is labelled late keeps a place too, as it would have earlier

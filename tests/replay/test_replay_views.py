@@ -70,8 +70,8 @@ def test_near_duplicates_share_their_weight_within_a_label(world: Any, opened: O
 
 def test_the_same_vector_twice_is_a_near_duplicate_at_one(world: Any, opened: Open) -> None:
     memory = filled(world, opened, near_duplicate=1.0)
-    angles(memory, {"t0": 77, "t1": 77, "t2": 78})
-    assert [len(group) for group in memory.near_duplicates()] == [2]
+    angles(memory, {"t0": 77, "t1": 77, "t2": 0, "t3": 0, "t4": 78})
+    assert [len(group) for group in memory.near_duplicates()] == [2, 2]
 
 
 def test_representatives_cover_what_is_not_held_out(world: Any, opened: Open) -> None:

@@ -35,7 +35,6 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
         try:
             yield
         finally:
-            service.drain()
             await run_in_threadpool(service.close)
 
     app = FastAPI(title="Perdure", version=installed("perdure"), description=DESCRIPTION, lifespan=lifespan)

@@ -57,8 +57,9 @@ def judge(
     Args:
         evidence: rows that the candidate was not trained on.
         kind: `first` has no champion. `head` is the analytic head brought up to date: it need not be better where it
-            adds labels and keeps all others (and then has the wider `margin_new_labels`), and must not have a worse
-            log score on fresh rows where it adds none. `lora` must show a gain.
+            adds labels and keeps all others (and then has the wider `margin_new_labels`, and the rule of
+            `checks.known_labels_beside_new`), and must not have a worse log score on fresh rows where it adds none.
+            `lora` must show a gain.
         settings: margins and limits.
         artifact: what was measured of the files that would be served.
         shift: of predictions on traffic; None where there was none.
@@ -102,7 +103,8 @@ def _against_champion(
     adds = kind == "head" and after > before
     margin = settings.margin_new_labels if adds else settings.margin
     needed |= {"enough_rows", "known_labels"}
-    made = [checks.enough_rows(comparison, settings), checks.known_labels(comparison, margin, alpha)]
+    forgotten = checks.known_labels_beside_new if adds else checks.known_labels
+    made = [checks.enough_rows(comparison, settings), forgotten(comparison, margin, alpha)]
     if after - before:
         needed.add("new_labels")
         made.insert(0, checks.new_labels(comparison, settings))

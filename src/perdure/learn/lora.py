@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from perdure.config import LoraSettings
 from perdure.learn.batches import mixed_batches
-from perdure.learn.ewc import Anchor, decayed_sum, fisher_information
+from perdure.learn.ewc import EXACT_CLASSES, Anchor, decayed_sum, fisher_information
 from perdure.model.adapter import AdapterShape, linear_names
 from perdure.model.encoder import Encoder, Trunk, pool
 from perdure.records import Float
@@ -277,7 +277,9 @@ class _Network:
         self, data: TrainingSet, settings: LoraSettings, rng: np.random.Generator, seed: int
     ) -> tuple[dict[str, Tensor], int]:
         """Fisher information of θ on a sample of the rows that were trained on."""
-        count = min(settings.fisher_samples, len(data.texts))
+        # An exact expectation costs one backward pass a class: the same budget buys fewer samples.
+        classes = len(self.labels)
+        count = min(settings.fisher_samples // (classes if classes <= EXACT_CLASSES else 1), len(data.texts))
         rows = sorted(
             (int(row) for row in rng.choice(len(data.texts), count, replace=False)), key=lambda r: len(self.tokens[r])
         )

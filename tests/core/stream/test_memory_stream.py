@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+import threading
+
 import pytest
 
 from perdure.errors import StreamError
@@ -40,3 +43,24 @@ def test_a_reader_of_another_stream_is_not_left_waiting_for_ever() -> None:
     stream.append([ANN])
     with pytest.raises(StreamError, match=r"at position 7, but the stream in memory ends at 2"):
         stream.read({"0": 7}, 10)
+
+
+def test_positions_stay_unique_however_often_threads_are_switched() -> None:
+    stream = MemoryStream()
+    interval = sys.getswitchinterval()
+
+    def append() -> None:
+        for _ in range(60):
+            stream.append([ANN] * 40)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=append) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    positions = [entry.position for entry in stream.read({}, 100_000).entries]
+    assert positions == list(range(1, 4 * 60 * 40 + 1))

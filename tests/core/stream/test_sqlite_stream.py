@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -182,13 +183,13 @@ def test_opening_goes_on_when_another_process_switches_to_the_log_first(
     refusals = ["first", "second"]
 
     class Racing(sqlite3.Connection):
-        def execute(self, sql: str, *parameters: object) -> sqlite3.Cursor:
+        def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
             if "journal_mode" in sql and refusals:
                 refusals.pop()
                 error = sqlite3.OperationalError("database is locked")
                 error.sqlite_errorname = "SQLITE_BUSY"
                 raise error
-            return super().execute(sql, *parameters)
+            return super().execute(sql, parameters)
 
     monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Racing))
     with SqliteStream(path, busy_timeout=5) as stream:

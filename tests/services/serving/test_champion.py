@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -245,13 +246,18 @@ def test_the_thread_survives_whatever_happens(watcher, registry, publish, monkey
     assert not watcher.alive
 
 
-def test_waking_looks_at_once(registry, publish, shelf, metrics, until):
+def test_waking_looks_at_once_and_only_once(registry, publish, shelf, metrics, until, monkeypatch):
+    looks = []
+    look = registry.champion
+    monkeypatch.setattr(registry, "champion", lambda: looks.append(1) or look())
     watcher = ChampionWatcher(registry, shelf, interval=60, metrics=metrics)
     watcher.start()
     assert watcher.wait_for_first_look(5)
     publish(registry, "v1")
     watcher.wake()
     until(lambda: watcher.current)
+    time.sleep(0.05)
+    assert len(looks) == 2
     watcher.stop(5)
     assert not watcher.alive
 

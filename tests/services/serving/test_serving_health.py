@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from perdure_services.serving import service as module
@@ -83,6 +85,7 @@ def test_the_end_writes_what_was_recorded(registry, publish, serving, stream, re
         service.recorder.submit(records(stream) * 50)
     assert len(records(stream)) == 51
     assert not service.live
+    assert asyncio.run(service.ready()).reason == "stopping"
 
 
 def test_metrics_say_what_happened(registry, publish, serving):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -295,6 +296,44 @@ def test_an_operator_may_refuse_what_cannot_be_recorded(registry, publish, servi
         assert asked == 1, "the model was asked for an answer that was known to be refused"
         refused(client.post("/v1/feedback", json={"id": "a", "label": "b"}), 503, "cannot be recorded")
         stream.heal()
+
+
+def test_what_was_refused_is_withdrawn(registry, publish, serving, stream, records, monkeypatch, service_of, until):
+    publish(registry, "v1")
+    shut = threading.Event()
+    write = stream.append
+
+    def slowly(batch):
+        assert shut.wait(10)
+        write(batch)
+
+    monkeypatch.setattr(stream, "append", slowly)
+    with serving(on_record_failure="refuse") as client:
+        for text in ("order being written", "order that waits"):
+            refused(client.post("/v1/predict", json={"text": text}), 503, "cannot be recorded")
+        shut.set()
+        until(lambda: service_of(client).recorder.unsent == 0)
+    assert [record.text for record in records(stream)] == ["order being written"]
+
+
+def test_what_comes_too_late_to_be_acknowledged_is_written_all_the_same(
+    registry, publish, serving, stream, records, monkeypatch, service_of, until
+):
+    publish(registry, "v1")
+    shut = threading.Event()
+    write = stream.append
+
+    def slowly(batch):
+        assert shut.wait(10)
+        write(batch)
+
+    monkeypatch.setattr(stream, "append", slowly)
+    with serving() as client:
+        answers = [client.post("/v1/predict", json={"text": "order"}).json() for _ in range(2)]
+        assert [answer["recorded"] for answer in answers] == [False, False]
+        shut.set()
+        until(lambda: service_of(client).recorder.unsent == 0)
+    assert [record.id for record in records(stream)] == [answer["id"] for answer in answers]
 
 
 def test_feedback_that_finds_no_room_is_not_accepted_but_predictions_are_answered(

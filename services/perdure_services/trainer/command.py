@@ -1,0 +1,54 @@
+"""`perdure train`."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Annotated
+
+import typer
+
+from perdure.config import load_settings
+
+
+def train(
+    once: Annotated[
+        bool, typer.Option("--once", help="Read the stream, run one turn if there is something to learn, and leave.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="YAML file with settings, such as perdure.yaml.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.NAME=VALUE", help="One setting; may be given several times."),
+    ] = None,
+) -> None:
+    """Keep learning: run turns of the loop on a schedule, and early when enough new labels have come.
+
+    When: trainer.interval_seconds or trainer.cron, and trainer.min_new_labels. Each turn runs in a process of its own,
+    which is ended after trainer.turn_timeout_seconds, and when the trainer is stopped (Ctrl-C); the next turn goes on
+    where it was. Without a version yet, the first one is made as soon as there are labels.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # One line a turn is what this command has to say; it is said without --verbose too.
+    logging.getLogger("perdure_services.trainer").setLevel(logging.INFO)
+    # Imported here: a machine that only serves has no scheduler, and its `--help` must still work.
+    from perdure_services.trainer.trainer import Trainer
+
+    trainer = Trainer(load_settings(config, overrides or ()))
+    # The only queue that a signal handler may put into, whatever it interrupts.
+    events: SimpleQueue[int | Future[int]] = SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda caught, _frame: events.put(caught))
+    with ThreadPoolExecutor(1, thread_name_prefix="perdure-once") as worker:
+        if once:
+            worker.submit(trainer.once).add_done_callback(events.put)
+        else:
+            trainer.start()
+            logging.getLogger(__name__).info("the trainer watches the stream")
+        event = events.get()
+        trainer.stop()
+    raise typer.Exit(event.result() if isinstance(event, Future) else 0)

@@ -1,0 +1,89 @@
+"""What waits for the next turn: reads the stream into memory."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from perdure.config import Settings
+from perdure.errors import StreamError
+from perdure.memory import Memory, open_memory
+from perdure.stream import Stream, open_stream
+from perdure.stream.base import Offset
+
+PAGE = 1000
+"""Stream entries in one transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a turn would find."""
+
+    labels: int
+    """Labelled rows, or changes of labels, that no turn has had; of the latter no more than were asked for."""
+    interrupted: bool
+    """A turn was begun and not finished."""
+
+    @property
+    def anything(self) -> bool:
+        return self.labels > 0 or self.interrupted
+
+
+class Inbox:
+    """Brings the stream into memory, and says what waits there.
+
+    Memory is opened only when the stream has something new, and closed at once: it has one writer, and that may be a
+    turn, or a person who forgets a subject.
+
+    Args:
+        settings: of everything.
+        stop: once set, no further page is begun.
+    """
+
+    def __init__(self, settings: Settings, stop: threading.Event) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._stream: Stream | None = None
+        self._offset: Offset | None = None
+        self._waiting = Waiting(0, False)
+
+    def read(self) -> Waiting:
+        """Ingests what is new in the stream.
+
+        Raises:
+            StoreBusy: another process writes the memory.
+            PerdureError: the stream or the memory cannot be read.
+        """
+        try:
+            if self._stream is None:
+                self._stream = open_stream(self._settings.stream)
+            stream = self._stream
+            if self._offset is not None and not stream.read(self._offset, 1).entries:
+                return self._waiting
+            with open_memory(self._settings) as memory:
+                while not self._stop.is_set() and (page := stream.read(memory.offset(), PAGE)).entries:
+                    memory.ingest(page)
+                self._waiting = self._count(memory)
+                self._offset = memory.offset()
+        except StreamError:
+            # A new connection may fare better than this one.
+            self.close()
+            raise
+        return self._waiting
+
+    def changed(self) -> None:
+        """Somebody else has written the memory: it is looked at again the next time."""
+        self._offset = None
+
+    def close(self) -> None:
+        """Gives the stream back; reading opens it again."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        self._offset = None
+
+    def _count(self, memory: Memory) -> Waiting:
+        enough = max(self._settings.trainer.min_new_labels, 1)
+        # A correction of a row that a turn has had is not fresh, but the head has yet to hear of it.
+        labels = max(memory.counts().fresh, len(memory.deltas(enough)))
+        return Waiting(labels, memory.turn().stage == "frozen")

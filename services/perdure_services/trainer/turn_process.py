@@ -1,0 +1,150 @@
+"""One turn of the loop, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import PIPE
+from typing import IO, Literal
+
+from perdure.config import ENV_PREFIX, Settings
+from perdure.turn import TurnResult
+from perdure_services.trainer.child import Child, perdure
+
+EXIT_BUSY = 3
+"""What `perdure update` ends with while another process holds the memory."""
+
+GRACE_SECONDS = 3.0
+"""What a turn gets between being asked to end and being killed."""
+
+_log = logging.getLogger(__name__)
+
+Ending = Literal["done", "busy", "failed", "timeout", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the process ended."""
+
+    ending: Ending
+    code: int
+    """Its exit status, −N for signal N."""
+    problem: str = ""
+    """The sentence for the log, where it is not done."""
+    result: TurnResult | None = None
+    """What came out, where it is done."""
+    seconds: float = 0.0
+
+
+class TurnProcess:
+    """Runs `perdure update` with the given settings, one at a time, and can be told to stop from another thread.
+
+    Args:
+        settings: of everything; the process gets them as a file, so that it sees the same, whatever they came from.
+        command: makes the command from the settings file; replaced in tests.
+    """
+
+    def __init__(self, settings: Settings, command: Callable[[Path], Sequence[str]] | None = None) -> None:
+        self._settings = settings
+        self._command = command or update_command
+        self._lock = threading.Lock()
+        self._child: Child | None = None
+        self._stopped = False
+
+    def run(self) -> Outcome:
+        """Runs a turn to its end, or to the time limit."""
+        timeout = self._settings.trainer.turn_timeout_seconds
+        begun = time.monotonic()
+        with (
+            tempfile.TemporaryDirectory(prefix="perdure-turn-") as folder,
+            (Path(folder) / "result").open("w+b") as out,
+        ):
+            config = Path(folder) / "settings.yaml"
+            # JSON is YAML; the folder is readable by this user alone.
+            config.write_text(json.dumps(self._settings.model_dump(mode="json")), encoding="utf-8")
+            child = self._start(config, out)
+            if child is None:
+                return Outcome("stopped", 0, "the trainer is stopping")
+            said: list[str] = []
+            reader = threading.Thread(target=_pass_on, args=(child.errors, said), name="perdure-turn-log", daemon=True)
+            reader.start()
+            code = child.wait(timeout)
+            late = code is None
+            # Even after a good end: nothing that it started may linger.
+            ended = child.stop(GRACE_SECONDS)
+            reader.join(GRACE_SECONDS)
+            with self._lock:
+                self._child = None
+                stopped = self._stopped
+            out.seek(0)
+            printed = out.read().decode("utf-8", "replace")
+        outcome = _outcome(ended, late=late, stopped=stopped, timeout=timeout, printed=printed, said=said)
+        return Outcome(outcome.ending, ended, outcome.problem, outcome.result, time.monotonic() - begun)
+
+    def stop(self) -> None:
+        """Ends the turn that runs, if any, within a few seconds; no other is started afterwards."""
+        with self._lock:
+            self._stopped = True
+            child = self._child
+        if child is not None:
+            child.stop(GRACE_SECONDS)
+
+    def _start(self, config: Path, out: IO[bytes]) -> Child | None:
+        with self._lock:
+            if self._stopped:
+                return None
+            self._child = Child(self._command(config), stdout=out, stderr=PIPE, environ=self._environ())
+            return self._child
+
+    def _environ(self) -> dict[str, str]:
+        # The file has all settings; those in the environment were under `--set`, and must not come over it now.
+        environ = {name: value for name, value in os.environ.items() if not _is_setting(name)}
+        if threads := self._settings.model.threads:
+            environ["OMP_NUM_THREADS"] = str(threads)
+        return environ
+
+
+def update_command(config: Path) -> Sequence[str]:
+    """`perdure update` with the settings in the file `config`."""
+    return perdure("update", "--json", "--config", str(config))
+
+
+def _is_setting(name: str) -> bool:
+    return name.startswith(ENV_PREFIX) and ("__" in name or name == f"{ENV_PREFIX}SEED")
+
+
+def _pass_on(errors: IO[bytes] | None, said: list[str]) -> None:
+    """Hands the turn's errors to our log, line by line; the last line stays for the message."""
+    if errors is None:
+        return
+    with errors:
+        for line in errors:
+            text = line.decode("utf-8", "replace").strip()
+            if text:
+                said[:] = [text]
+                _log.info("turn: %s", text)
+
+
+def _outcome(code: int, *, late: bool, stopped: bool, timeout: float, printed: str, said: Sequence[str]) -> Outcome:
+    message = said[-1] if said else "it said nothing"
+    if stopped:
+        return Outcome("stopped", code, "the trainer is stopping")
+    if late:
+        return Outcome("timeout", code, f"it took more than the {timeout:g} s of trainer.turn_timeout_seconds")
+    if code == EXIT_BUSY:
+        return Outcome("busy", code, message)
+    if code < 0:
+        return Outcome("failed", code, f"it was killed by signal {-code}: {message}")
+    if code != 0:
+        return Outcome("failed", code, f"exit code {code}: {message}")
+    try:
+        return Outcome("done", code, result=TurnResult.decode(printed))
+    except (ValueError, TypeError, KeyError) as error:
+        return Outcome("failed", code, f"its result cannot be read ({error}): {printed[:200]!r}")
