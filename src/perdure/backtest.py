@@ -211,11 +211,10 @@ def _evaluate(
     if champion is not None and seen:
         texts, truth = [row.text for row in seen], [row.label for row in seen]
         encoded = champion.encode(texts)
-        plain = champion.features(encoded.features) @ champion.weights
-        right = _right(champion.combine(plain, encoded.adapted), truth)
-        head = _right(champion.combine(plain, None), truth)
+        right = _right(champion.answer(encoded), truth)
+        head = _right(champion.answer(encoded.frozen()), truth)
         oldest = _load(registry, registry.promotions()[0].version, cache, settings)
-        first = _right(oldest.combine(oldest.features(encoded.features) @ oldest.weights, None), truth)
+        first = _right(oldest.answer(encoded.frozen()), truth)
     of = np.asarray([row.session for row in seen])
     gate = result.gate
     return SessionResult(

@@ -12,6 +12,7 @@ begins, and does the same again when it is repeated: a process killed anywhere i
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
@@ -31,8 +32,7 @@ from perdure.learn.material import Encodings, Material
 from perdure.memory import IngestCounts, Memory, TurnState
 from perdure.model.classifier import AnalyticClassifier, load_classifier, shared_encoder
 from perdure.model.head import Statistics
-from perdure.registry import Registry
-from perdure.registry.registry import JUDGE
+from perdure.registry import JUDGE, Card, Registry
 from perdure.stream import Stream
 from perdure.trial import Trial
 from perdure.turn import CandidateResult, TurnResult
@@ -183,7 +183,7 @@ class Loop:
         scores = neighbours = None
         if champion is not None and rows:
             encoded = encodings([row.text for row in rows])
-            scores = champion.combine(champion.features(encoded.features) @ champion.weights, encoded.adapted)
+            scores = champion.answer(encoded)
             # A few more than are asked: the row's own text may be among them, and has no vote.
             neighbours = self._memory.neighbours(encoded.last, self._settings.gate.neighbours + 2)
         gated = gate(
@@ -212,12 +212,9 @@ class Loop:
         """Makes one candidate, judges it, and promotes it or not; the champion afterwards, and the candidate's fate."""
         wall, cpu = time.perf_counter(), time.process_time()
         kind = learn.__name__.removeprefix("_update_")
-        name = f"v{state.number:06d}-{kind}"
         self._stage(f"learn {kind}")
-        try:
-            # It was finished by a process that was killed afterwards: what was judged stays judged.
-            card = self._registry.card(name)
-        except VersionNotFound:
+        name, card = self._finished(f"v{state.number:06d}-{kind}")
+        if card is None:
             candidate = learn(name, champion, material, statistics)
             if candidate is None:
                 return champion, None
@@ -235,6 +232,21 @@ class Loop:
         return champion, CandidateResult(
             name, card.kind, outcome, sentence, time.perf_counter() - wall, time.process_time() - cpu
         )
+
+    def _finished(self, name: str) -> tuple[str, Card | None]:
+        """The name that a candidate gets, and its card if a process that was killed afterwards has finished it.
+
+        A version of that name from another memory (one that was deleted, say) is left alone; a suffix is added.
+        """
+        mine = self._memory.digest()
+        for candidate in itertools.chain([name], (f"{name}.{suffix}" for suffix in itertools.count(2))):
+            try:
+                card = self._registry.card(candidate)
+            except VersionNotFound:
+                break
+            if card.memory_digest == mine and dict(card.offset) == dict(self._memory.offset()):
+                return candidate, card
+        return candidate, None
 
     def _update_head(
         self, name: str, champion: AnalyticClassifier | None, material: Material, statistics: Statistics

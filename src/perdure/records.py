@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import uuid_utils
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from perdure.errors import RecordError
 
@@ -31,7 +31,14 @@ MAX_LABEL_CHARS = 200
 
 Float = NDArray[np.float32]
 
-Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS)]
+
+def whole_characters(text: str) -> str:
+    """`text` with lone surrogates, which no encoding can carry, replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS), AfterValidator(whole_characters)]
+Subject = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(whole_characters)]
 
 
 def new_id() -> str:
@@ -67,15 +74,16 @@ class Interaction(_Record):
     """Most probable labels with their probabilities, best first; empty when not asked for."""
     embedding: str | None = None
     """float16 little-endian, base64; in the feature space of `version`."""
-    subject: str | None = None
+    subject: Subject | None = None
     """Whose data this is; what `forget` goes by."""
 
     @field_validator("text")
     @classmethod
     def _text_is_usable(cls, text: str) -> str:
+        text = whole_characters(text)
         if not text.strip():
             raise ValueError("text is empty")
-        size = len(text.encode("utf-8", "surrogatepass"))
+        size = len(text.encode("utf-8"))
         if size > MAX_TEXT_BYTES:
             raise ValueError(f"text has {size} bytes, more than the {MAX_TEXT_BYTES} allowed")
         return text
@@ -95,7 +103,7 @@ class Erasure(_Record):
     """A request to forget everything of a subject up to `time`."""
 
     kind: Literal["erasure"] = "erasure"
-    subject: Annotated[str, Field(min_length=1)]
+    subject: Subject
 
 
 @dataclass(frozen=True, slots=True)

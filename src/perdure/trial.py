@@ -28,8 +28,11 @@ from perdure.registry.card import EncoderCard
 LATENCY_TEXTS = 20
 """Single texts that latency is measured on; the median of them counts."""
 
-AGREEMENT_TEXTS = 200
+AGREEMENT_TEXTS = 100
 """Most texts that the artifact, read back, is asked about."""
+
+SHIFT_ROWS = 500
+"""Most rows of traffic that predictions of champion and candidate are compared on."""
 
 DRIFT_ROWS = 2000
 """Most rows on either side of a drift report."""
@@ -188,7 +191,7 @@ def _seen(texts: Sequence[str], encodings: Encodings, champion: AnalyticClassifi
     if not texts:
         return DriftInput((), (), (), None)
     encoded = encodings(texts)
-    answers = champion.combine(champion.features(encoded.features) @ champion.weights, encoded.adapted).predictions()
+    answers = champion.answer(encoded).predictions()
     return DriftInput(
         texts=tuple(texts),
         predicted=tuple(answer.label for answer in answers),
@@ -198,12 +201,16 @@ def _seen(texts: Sequence[str], encodings: Encodings, champion: AnalyticClassifi
 
 
 def _shift(candidate: Candidate, material: Material, champion: AnalyticClassifier | None) -> Shift | None:
-    """Over the rows of this turn that have not been judged yet by their labels, and those that have."""
+    """Over this turn's rows, labelled or not."""
     if champion is None or not material.rows:
         return None
-    texts = [row.text for row in material.rows][:DRIFT_ROWS]
-    truth = [row.label for row in material.rows][:DRIFT_ROWS]
-    return prediction_shift(champion.scores(texts), candidate.classifier.scores(texts), truth)
+    rows = material.rows[:SHIFT_ROWS]
+    texts = [row.text for row in rows]
+    encoded = material.encodings(texts)
+    before = champion.answer(encoded)
+    same_space = candidate.classifier.space == champion.space
+    after = candidate.classifier.answer(encoded if same_space else candidate.classifier.encode(texts))
+    return prediction_shift(before, after, [row.label for row in rows])
 
 
 def _seconds(classifier: AnalyticClassifier, texts: Sequence[str]) -> float:

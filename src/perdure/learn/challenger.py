@@ -121,9 +121,7 @@ class Challenger:
     ) -> TrainingSet:
         rows = train + replay
         encoded = material.encodings(rows.texts)
-        soft = champion.combine(
-            champion.features(encoded.features) @ champion.weights, _fitting(champion, encoded.adapted)
-        )
+        soft = champion.answer(encoded)
         return TrainingSet(
             texts=rows.texts,
             labels=rows.labels,

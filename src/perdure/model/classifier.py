@@ -52,6 +52,10 @@ class Encoded:
     last: Float = field(repr=False)
     """The embedding that memory's views go by: adapted where there is an adapter, else the frozen last layer; n × d."""
 
+    def frozen(self) -> Encoded:
+        """The same without the adapter's part."""
+        return Encoded(self.features, None, self.last)
+
 
 class AnalyticClassifier(Classifier):
     """One immutable version.
@@ -96,7 +100,10 @@ class AnalyticClassifier(Classifier):
         self._batch = batch
 
     def scores(self, texts: Sequence[str]) -> Scores:
-        encoded = self.encode(texts, fixed_shapes=False)
+        return self.answer(self.encode(texts, fixed_shapes=False))
+
+    def answer(self, encoded: Encoded) -> Scores:
+        """Probabilities for texts that were encoded already, in this version's space."""
         return self.combine(self.features(encoded.features) @ self.weights, encoded.adapted)
 
     def encode(self, texts: Sequence[str], *, fixed_shapes: bool = True) -> Encoded:
