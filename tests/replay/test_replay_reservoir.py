@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import chisquare
+from scipy.stats import chi2, chisquare
 
 from perdure.errors import UsageError
 from perdure.records import Record, sample_key
@@ -36,9 +36,7 @@ def p_value(times: np.ndarray[Any, Any], trials: int) -> float:
     The counts of one trial are tied to K, which makes the statistic smaller by (N−K)/(N−1); undone here.
     """
     expected = np.full(N, trials * K / N)
-    statistic = chisquare(times, expected).statistic * (N - 1) / (N - K) * (N / N)
-    from scipy.stats import chi2
-
+    statistic = chisquare(times, expected).statistic * (N - 1) / (N - K)
     return float(chi2.sf(statistic, N - 1))
 
 
