@@ -23,7 +23,7 @@ from perdure.memory import (
     Row,
     TurnState,
 )
-from perdure.records import Float, Sample, new_id, now
+from perdure.records import Float, Sample, is_held_out, new_id, now
 from perdure.stream.base import Offset, Page
 from perdure_replay.intake import Intake
 from perdure_replay.join import Join
@@ -209,12 +209,8 @@ class ReplayMemory:
 
     # ── samples and views ──
     def samples(self) -> tuple[Sample, ...]:
-        """All living samples of all labels, pending ones included, ordered by label and place.
-
-        The first h = round(holdout_share · per_class) places of a label, at least one and never all, are held out.
-        """
+        """All living samples of all labels, pending ones included, ordered by label and place."""
         with self._look():
-            held_out = self._held_out_places()
             weights = {key: 1.0 / len(group) for group in self._views.near_duplicates() for key in group}
             return tuple(
                 Sample(
@@ -222,7 +218,7 @@ class ReplayMemory:
                     text=place.text,
                     label=place.label,
                     weight=weights.get(place.sample, 1.0),
-                    held_out=place.index < held_out,
+                    held_out=is_held_out(place.sample, self._settings.holdout_share),
                     time=place.time,
                     provenance=place.provenance,
                 )
@@ -230,14 +226,10 @@ class ReplayMemory:
                 if place.living
             )
 
-    def _held_out_places(self) -> int:
-        bound = self._settings.per_class
-        return min(max(1, round(self._settings.holdout_share * bound)), bound - 1)
-
     def counts(self) -> MemoryCounts:
         """What is held now. `fresh` counts the labelled rows that the next turn would get."""
         with self._store.snapshot():
-            places, living, held_out = self._reservoir.sizes(self._held_out_places())
+            living = self._reservoir.living_keys()
             labels = self._reservoir.living()
             known = self._turns.classes()
             enough = {
@@ -248,11 +240,11 @@ class ReplayMemory:
             waiting = self._count("waiting")
             totals: dict[str, int] = dict(self._store.rows("SELECT name, value FROM totals"))
             return MemoryCounts(
-                samples=living,
-                held_out=held_out,
+                samples=len(living),
+                held_out=sum(is_held_out(key, self._settings.holdout_share) for key in living),
                 labels={label: labels.get(label, 0) for label in sorted({*enough, *known})},
                 pending={label: count for label, count in labels.items() if label not in enough},
-                tombstones=places - living,
+                tombstones=self._reservoir.size() - len(living),
                 waiting_feedback=waiting,
                 joinable=self._count("interactions WHERE erased = 0"),
                 fresh=min(self._count("interactions WHERE fresh = 1 AND label IS NOT NULL"), self._settings.fresh_rows),

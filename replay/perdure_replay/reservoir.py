@@ -275,16 +275,13 @@ class Reservoir:
             )
         return tuple(found)
 
-    def sizes(self, first: int) -> tuple[int, int, int]:
-        """Number of places, of living samples, and of those that stand in the `first` places of their label."""
-        places, living, ahead = self._store.rows(
-            """
-            SELECT count(*), total(living), total(living AND position <= ?) FROM
-                (SELECT living, row_number() OVER (PARTITION BY label ORDER BY score, key) AS position FROM places)
-            """,
-            (first,),
-        )[0]
-        return places, int(living), int(ahead)
+    def living_keys(self) -> tuple[str, ...]:
+        """The sample keys of all living places."""
+        return tuple(key for (key,) in self._store.rows("SELECT sample FROM places WHERE living = 1"))
+
+    def size(self) -> int:
+        """Number of places, tombstones included."""
+        return int(self._store.rows("SELECT count(*) FROM places")[0][0])
 
     def living(self) -> dict[str, int]:
         """Living samples of each label, by label."""

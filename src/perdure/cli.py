@@ -78,6 +78,8 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Runs the command line; errors become one sentence and an exit code."""
+    # Threads that wait by spinning take the cores from the process beside them: the API from the trainer, say.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Evidently counts its users unless told not to.
     os.environ.setdefault("DO_NOT_TRACK", "1")
     try:

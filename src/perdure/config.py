@@ -54,7 +54,7 @@ class MemorySettings(Section):
     per_class: Count = 100
     """Samples per label, held-out ones included."""
     holdout_share: Share = 0.2
-    """Share of `per_class` that is the judge's evidence and is not trained on while there; at least one sample."""
+    """Share of all pairs of text and label, by a hash, that is the judge's evidence and that no adapter trains on."""
     pending_labels_below: Count = 3
     """Examples that a new label needs before it becomes a class."""
     join_ttl_hours: Positive = 720.0
@@ -130,8 +130,6 @@ class LoraSettings(Section):
     fresh_rows: Count = 2000
     """Most new rows that one update trains on; with `replay_rows` it bounds the update's cost."""
     replay_rows: Count = 4000
-    probe_share: Share = 0.15
-    """Share of the new rows that an update does not train on: the judge asks both versions about them."""
     share: Share = 0.5
     """Weight of the adapted head beside the frozen one, in the mean of their log probabilities."""
     min_rows: Count = 16

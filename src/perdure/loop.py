@@ -139,7 +139,7 @@ class Loop:
             total = IngestCounts(**{name: getattr(total, name) + value for name, value in asdict(counts).items()})
 
     def _anything_new(self) -> bool:
-        if self._memory.turn().stage == "frozen" or self._memory.deltas(1):
+        if self._memory.turn().stage == "frozen" or self._memory.deltas(1) or self._memory.rebuild_due:
             return True
         return self._memory.counts().fresh > 0
 
@@ -151,6 +151,9 @@ class Loop:
 
     def _absorb(self) -> Statistics:
         """Brings the head's statistics up to date: every joined label once, whatever becomes of it afterwards."""
+        if self._memory.rebuild_due:
+            logger.warning("a person's data was in the head only as sums: the head is rebuilt from memory")
+            self._memory.rebuild_statistics()
         folder = Path(self._memory.folder)
         name = self._memory.statistics()
         statistics = Statistics.load(folder / name) if name else Statistics(self._settings.model.features)

@@ -102,7 +102,7 @@ class MemoryCounts:
     joinable: int
     """Interactions whose label may still come or change."""
     fresh: int
-    """Rows that wait for a turn to learn from them."""
+    """Labelled rows that wait for a turn to learn from them."""
     quarantined: int
     memory_bytes: int
     """Everything kept: samples, embeddings, join state, fresh rows, quarantine and the head's statistics."""
@@ -183,6 +183,11 @@ class Memory(Protocol):
 
         Files that are no longer pointed to are removed afterwards.
         """
+        ...
+
+    @property
+    def rebuild_due(self) -> bool:
+        """An erasure left labels in the head's statistics that only `rebuild_statistics` takes out."""
         ...
 
     def rebuild_statistics(self) -> None:

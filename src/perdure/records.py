@@ -117,7 +117,7 @@ class Sample:
     weight: float
     """How much of the past it stands for: 1, shared among near-duplicates."""
     held_out: bool
-    """Stands in one of the first places of its label: evidence for the judge, not to be trained on."""
+    """`is_held_out(key)`: evidence for the judge, never trained on."""
     time: float
     """Event time of the latest assertion, seconds since the epoch."""
     provenance: tuple[str, ...] = ()
@@ -132,6 +132,16 @@ def normalise(text: str) -> str:
 def sample_key(label: str, text: str) -> str:
     """Names the pair of a label and a normalised text; 32 hexadecimal digits."""
     return hashlib.blake2b(f"{label}\0{normalise(text)}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def is_held_out(key: str, share: float) -> bool:
+    """Whether the pair of that `sample_key` is evidence for the judge: a fixed share of all pairs, by a hash.
+
+    It depends on nothing else, neither on time nor on what memory holds, so what once was evidence is never trained on,
+    and the other way round.
+    """
+    digest = hashlib.blake2b(key.encode(), digest_size=8, person=b"held out").digest()
+    return int.from_bytes(digest, "big") < share * 2**64
 
 
 Record = Interaction | Feedback | Erasure

@@ -125,15 +125,15 @@ def test_exact_duplicates_share_a_place(world: Any, opened: Open) -> None:
     assert backwards[0].text == one.text
 
 
-@pytest.mark.parametrize(
-    ("per_class", "share", "held"), [(1, 0.2, 0), (2, 0.2, 1), (2, 1.0, 1), (10, 0.2, 2), (10, 0.0, 1), (10, 1.0, 9)]
-)
-def test_the_first_places_are_held_out(world: Any, opened: Open, per_class: int, share: float, held: int) -> None:
-    records = [record for number in range(12) for record in world.labelled(f"{number}", f"text {number}", "a")]
-    memory = opened(records, per_class=per_class, holdout_share=share)
-    flags = [sample.held_out for sample in memory.samples()]
-    assert flags == [True] * held + [False] * (per_class - held)
-    assert memory.counts().held_out == held
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_a_fixed_share_of_pairs_is_held_out_whatever_memory_holds(world: Any, opened: Open, share: float) -> None:
+    records = [record for number in range(400) for record in world.labelled(f"{number}", f"text {number}", "a")]
+    small = opened(records[:200], per_class=50, holdout_share=share, name="small")
+    large = opened(records, per_class=400, holdout_share=share, name="large")
+    flags = {sample.key: sample.held_out for sample in large.samples()}
+    assert all(flags[sample.key] == sample.held_out for sample in small.samples())
+    assert abs(sum(flags.values()) / 400 - share) < 0.07
+    assert large.counts().held_out == sum(flags.values())
 
 
 def test_a_corrected_sample_keeps_its_place_as_a_tombstone(world: Any, opened: Open) -> None:

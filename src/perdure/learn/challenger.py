@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from perdure.learn.material import Encodings, Labelled, Material
 from perdure.model.adapter import Adapter
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier
 from perdure.model.encoder import Encoder
-from perdure.records import Float, Sample
+from perdure.records import Float, Sample, is_held_out
 
 logger = logging.getLogger(__name__)
 
@@ -74,21 +73,18 @@ class Challenger:
             name: the version's name.
         """
         learned = self._fresh(material, champion)
-        held = Labelled.of([(sample.text, sample.label) for sample in material.samples if sample.held_out])
-        held = held.where([label in champion.labels for label in held.labels])
-        barred = frozenset(held.keys)
-        probe = [key not in barred and _is_probe(key, self._settings.lora.probe_share) for key in learned.keys]
-        train = learned.where([key not in barred and not out for key, out in zip(learned.keys, probe, strict=True)])
+        share = self._settings.memory.holdout_share
+        train = learned.where([not is_held_out(key, share) for key in learned.keys])
         if len(train) < self._settings.lora.min_rows:
             logger.info("no LoRA update: %d rows to learn from, fewer than lora.min_rows", len(train))
             return None
-        replay = self._replay(material, champion, representatives, frozenset(train.keys) | barred)
+        replay = self._replay(material, champion, representatives, frozenset(train.keys))
         before = _champion_of(champion, folder)
         update = LoraLearner(
             self._encoder, self._settings.lora, seed=self._settings.seed + material.turn, progress=self._progress
         ).update(self._training_set(train, replay, material, champion), before)
         return self._judged(
-            update, champion, leverage, material, held, learned.where(probe), name, len(train), len(replay)
+            update, champion, leverage, material, _evidence(material, champion, share), name, len(train), len(replay)
         )
 
     def _fresh(self, material: Material, champion: AnalyticClassifier) -> Labelled:
@@ -108,13 +104,13 @@ class Challenger:
         return rows.where([key in kept for key in rows.keys])
 
     def _replay(
-        self, material: Material, champion: AnalyticClassifier, representatives: Representatives, barred: frozenset[str]
+        self, material: Material, champion: AnalyticClassifier, representatives: Representatives, fresh: frozenset[str]
     ) -> Labelled:
         counts = Counter(sample.label for sample in material.samples if not sample.held_out)
         labels = [label for label in champion.labels if counts.get(label)]
         each = max(1, self._settings.lora.replay_rows // max(1, len(labels)))
         chosen = [sample for label in labels for sample in representatives(label, each)]
-        return Labelled.of([(sample.text, sample.label) for sample in chosen if sample.key not in barred])
+        return Labelled.of([(sample.text, sample.label) for sample in chosen if sample.key not in fresh])
 
     def _training_set(
         self, train: Labelled, replay: Labelled, material: Material, champion: AnalyticClassifier
@@ -136,32 +132,27 @@ class Challenger:
         champion: AnalyticClassifier,
         leverage: Leverage,
         material: Material,
-        held: Labelled,
-        probe: Labelled,
+        rows: Labelled,
         name: str,
         trained: int,
         replayed: int,
     ) -> Candidate:
         adapter = Adapter(self._encoder, update.shape, update.weights)
-        rows = held + probe
         before = material.encodings(rows.texts)
         embedded = Encodings(self._encoder, adapter, self._settings.model.batch)(rows.texts).adapted
         assert embedded is not None
         weights = update.weights[HEAD].float().numpy()
-        # The temperature is fitted to held-out places alone, so that the fresh rows stay unseen.
-        calibration = embedded[: len(held)] if len(held) else embedded
-        labels = held.labels if len(held) else probe.labels
         adapted = AdaptedHead(
             adapter=adapter,
             labels=update.labels,
             weights=weights,
-            temperature=fit_temperature(calibration @ weights.T, labels, update.labels),
+            temperature=fit_temperature(embedded @ weights.T, rows.labels, update.labels),
             share=self._settings.lora.share,
         )
         classifier = champion.with_adapted(name, adapted)
         scores = unseen_scores(champion, leverage, before.features, rows.keys, rows.labels)
-        sources: list[Source] = ["held_out"] * len(held)
-        sources += ["fresh"] * len(probe)
+        fresh = frozenset(material.fresh().keys)
+        sources: list[Source] = ["fresh" if key in fresh else "held_out" for key in rows.keys]
         evidence = Evidence(
             texts=rows.texts,
             truth=rows.labels,
@@ -180,10 +171,13 @@ class Challenger:
         return Candidate("lora", classifier, leverage, evidence, _anchor_file(update.anchor), metrics)
 
 
-def _is_probe(key: str, share: float) -> bool:
-    """A fixed share of rows, by a hash of their key: judged before they are learned from."""
-    digest = hashlib.blake2b(key.encode(), digest_size=8, person=b"probe").digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+def _evidence(material: Material, champion: AnalyticClassifier, share: float) -> Labelled:
+    """Held-out pairs of labels that the champion knows: of this turn, and of memory."""
+    rows = material.fresh() + material.remembered()
+    known = frozenset(champion.labels)
+    return rows.where(
+        [label in known and is_held_out(key, share) for key, label in zip(rows.keys, rows.labels, strict=True)]
+    )
 
 
 def _fitting(champion: AnalyticClassifier, adapted: Float | None) -> Float | None:
