@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 PROGRAM = (
@@ -44,6 +45,7 @@ class Child:
         stdout: where its output goes, as `subprocess.Popen` takes it.
         stderr: the same for its errors.
         environ: its environment; by default this process's.
+        cwd: its working folder; by default this process's.
 
     Raises:
         OSError: the program cannot be started.
@@ -56,10 +58,11 @@ class Child:
         stdout: int | IO[bytes],
         stderr: int | IO[bytes],
         environ: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         # Its own session: a Ctrl-C in the terminal is for this process, which then stops the child in good order.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=environ, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=environ, cwd=cwd, start_new_session=True
         )
 
     @property

@@ -8,7 +8,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE
@@ -104,8 +104,7 @@ class TurnProcess:
             return self._child
 
     def _environ(self) -> dict[str, str]:
-        # The file has all settings; those in the environment were under `--set`, and must not come over it now.
-        environ = {name: value for name, value in os.environ.items() if not _is_setting(name)}
+        environ = without_settings(os.environ)
         if threads := self._settings.model.threads:
             environ["OMP_NUM_THREADS"] = str(threads)
         return environ
@@ -114,6 +113,11 @@ class TurnProcess:
 def update_command(config: Path) -> Sequence[str]:
     """`perdure update` with the settings in the file `config`."""
     return perdure("update", "--json", "--config", str(config))
+
+
+def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` for a process that gets all settings in a file: those in the environment would come over it."""
+    return {name: value for name, value in environ.items() if not _is_setting(name)}
 
 
 def _is_setting(name: str) -> bool:

@@ -1,0 +1,52 @@
+# Everything a person needs: make demo, make test, make check. CI runs the same.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+# Threads that wait by spinning take the cores from whatever runs beside them.
+export OMP_WAIT_POLICY ?= PASSIVE
+export DO_NOT_TRACK = 1
+export HF_HUB_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format lock bench clean
+
+help:  ## Say what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## Install everything into .venv, as locked
+
+# uv shares one cache between environments; without it every one would hold gigabytes of its own.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: setup  ## The whole loop on this machine, live; ends with var/demo/report.html
+	$(BIN)/perdure demo $(ARGS)
+
+test: setup  ## Every test
+	$(BIN)/pytest $(ARGS)
+
+check: setup  ## Format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup  ## Put the code in shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: setup  ## Resolve the versions in requirements.lock anew
+	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra demo --extra dev --generate-hashes --no-header \
+		--python-version 3.11 --quiet --output-file requirements.lock
+
+bench: setup  ## The figures in the README: benchmarks/results/*.json
+	$(BIN)/python benchmarks/backtest_clinc.py $(ARGS)
+
+clean:  ## Remove what was made here, but for .venv
+	rm -rf var dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

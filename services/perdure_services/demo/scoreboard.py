@@ -1,0 +1,213 @@
+"""What the demo says in figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perdure.memory import Quarantined
+from perdure.model.base import Classifier
+from perdure_services.demo.progress import Answer, Progress
+from perdure_services.demo.scenario import Scenario, Wave
+
+WINDOW = 50
+"""Answers in the moving accuracy."""
+
+Right = NDArray[np.bool_]
+
+
+class Exam:
+    """Which evaluation rows, and which requests, a version gets right; asked once for each version.
+
+    Args:
+        scenario: rows and requests.
+        load: a version by its name.
+    """
+
+    def __init__(self, scenario: Scenario, load: Callable[[str], Classifier]) -> None:
+        self._scenario = scenario
+        self._load = load
+        self._sessions = np.asarray([row.session for row in scenario.evaluation])
+        self._evaluated: dict[str, Right] = {}
+        self._asked: dict[tuple[str, int], Right] = {}
+
+    def accuracy(self, version: str, wave: int) -> float:
+        """Share of the evaluation rows of sessions up to `wave` that `version` gets right."""
+        if version not in self._evaluated:
+            rows = self._scenario.evaluation
+            self._evaluated[version] = self._right(version, [row.text for row in rows], [row.label for row in rows])
+        return float(self._evaluated[version][self._sessions <= wave].mean())
+
+    def requests(self, version: str, wave: Wave) -> Right:
+        """For each request of `wave`, whether `version` would have got it right."""
+        key = version, wave.number
+        if key not in self._asked:
+            self._asked[key] = self._right(
+                version, [one.text for one in wave.requests], [one.label for one in wave.requests]
+            )
+        return self._asked[key]
+
+    def _right(self, version: str, texts: Sequence[str], truth: Sequence[str]) -> Right:
+        names = self._load(version).scores(texts).names()
+        return np.asarray([name == label for name, label in zip(names, truth, strict=True)], dtype=np.bool_)
+
+
+class FirstAnswers(Protocol):
+    """What version 1 would have answered."""
+
+    def requests(self, version: str, wave: Wave) -> Right: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WaveFigures:
+    """One wave."""
+
+    wave: int
+    new_labels: tuple[str, ...]
+    requests: int
+    """Answered so far."""
+    live: float
+    """Share of the answers that were right, when they were given."""
+    first_live: float | None
+    """The same had version 1 answered; None before it has been asked."""
+    confidence: float
+    """Mean confidence of the answers."""
+    accuracy: float | None
+    """On the evaluation rows up to this wave, by what served at its end; None before."""
+    first: float | None
+    """The same for version 1."""
+    version: str | None
+    """What served at its end."""
+    versions: tuple[str, ...]
+    """What answered, in the order of first answers."""
+    verdicts: tuple[str, ...]
+    """`version outcome` of each candidate whose turn ended in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrongLabels:
+    """Feedback that was not the truth, and what became of it."""
+
+    sent: int
+    caught: int
+    """Of these, how many are in quarantine."""
+    innocent: int
+    """Rows in quarantine whose label was right."""
+
+
+class Scoreboard:
+    """Figures from what has happened so far.
+
+    Args:
+        scenario: what is true.
+        progress: what happened.
+        exam: of version 1 on the requests; may answer from another thread.
+    """
+
+    def __init__(self, scenario: Scenario, progress: Progress) -> None:
+        self._scenario = scenario
+        self._progress = progress
+        self.first: dict[int, Right] = {}
+        """Which requests of a wave version 1 gets right, for the waves about which it has been asked."""
+
+    def right(self, answer: Answer) -> bool:
+        """Whether it is the truth."""
+        return answer.label == self._scenario.requests[answer.number].label
+
+    def answers(self, wave: Wave) -> tuple[Answer, ...]:
+        """Those to the requests of a wave, in their order."""
+        known = self._progress.answers
+        return tuple(known[number] for number in range(wave.first, wave.end) if number in known)
+
+    def live(self, last: int = WINDOW) -> float | None:
+        """Share of the last answers that were right."""
+        return _mean(self.right(answer) for answer in self._last(last))
+
+    def first_live(self, last: int = WINDOW) -> float | None:
+        """The same had version 1 answered them."""
+        return _mean(filter(None.__ne__, (self.first_right(answer.number) for answer in self._last(last))))
+
+    def confidence(self, last: int = WINDOW) -> float | None:
+        """Mean confidence of the last answers."""
+        return _mean(answer.confidence for answer in self._last(last))
+
+    def first_right(self, number: int) -> bool | None:
+        """Whether version 1 gets request `number` right; None before it has been asked."""
+        wave = self._scenario.wave_of(number)
+        found = self.first.get(wave.number)
+        return None if found is None else bool(found[number - wave.first])
+
+    def waves(self) -> tuple[WaveFigures, ...]:
+        """All waves that have begun."""
+        return tuple(self._wave(wave) for wave in self._scenario.waves if self.answers(wave))
+
+    def moving(self) -> tuple[list[tuple[float, float]], list[tuple[float, float]], list[tuple[float, float]]]:
+        """(requests, figure) over the last `WINDOW` answers: live accuracy, version 1's, and mean confidence."""
+        answers = [self._progress.answers[number] for number in sorted(self._progress.answers)]
+        live: list[tuple[float, float]] = []
+        first: list[tuple[float, float]] = []
+        confidence: list[tuple[float, float]] = []
+        for end in range(WINDOW, len(answers) + 1, 5):
+            window = answers[end - WINDOW : end]
+            theirs = [self.first_right(answer.number) for answer in window]
+            live.append((float(end), float(np.mean([self.right(answer) for answer in window]))))
+            confidence.append((float(end), float(np.mean([answer.confidence for answer in window]))))
+            if None not in theirs:
+                first.append((float(end), float(np.mean([bool(one) for one in theirs]))))
+        return live, first, confidence
+
+    def wrong_labels(self, quarantined: Iterable[Quarantined]) -> WrongLabels:
+        """How well the gate told wrong feedback from right."""
+        known = {answer.id: answer.number for answer in self._progress.answers.values()}
+        found = {known[one.id] for one in quarantined if one.id in known}
+        wrong = {number for number in self._progress.told if self._scenario.requests[number].wrong}
+        return WrongLabels(len(wrong), len(found & wrong), len(found - wrong))
+
+    def unrecorded(self) -> int:
+        """Answers that were not durable when they were given."""
+        return sum(not answer.recorded for answer in self._progress.answers.values())
+
+    def versions(self) -> tuple[str, ...]:
+        """What has answered, in the order of first answers."""
+        return tuple(dict.fromkeys(answer.version for answer in self._progress.answers.values()))
+
+    def _last(self, count: int) -> list[Answer]:
+        return list(self._progress.answers.values())[-count:]
+
+    def _wave(self, wave: Wave) -> WaveFigures:
+        answers = self.answers(wave)
+        over = wave.number in self._progress.ended
+        scores = [score for score in self._progress.scores if score.wave == wave.number]
+        last = scores[-1] if scores and over else None
+        first = self.first.get(wave.number)
+        return WaveFigures(
+            wave=wave.number,
+            new_labels=wave.new_labels,
+            requests=len(answers),
+            live=float(np.mean([self.right(answer) for answer in answers])),
+            first_live=None
+            if first is None
+            else float(np.mean([first[answer.number - wave.first] for answer in answers])),
+            confidence=float(np.mean([answer.confidence for answer in answers])),
+            accuracy=last.accuracy if last else None,
+            first=last.first if last else None,
+            version=last.version if last else None,
+            versions=tuple(dict.fromkeys(answer.version for answer in answers)),
+            verdicts=tuple(
+                f"{one.version} {one.outcome}"
+                for turn in self._progress.turns
+                if turn.wave == wave.number
+                for one in turn.result.candidates
+            ),
+        )
+
+
+def _mean(values: Iterable[float | bool | None]) -> float | None:
+    found = [float(value) for value in values if value is not None]
+    return float(np.mean(found)) if found else None
