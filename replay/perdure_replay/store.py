@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from perdure.errors import StoreBusy, StoreCorrupt, UsageError
+from perdure.errors import StoreBusy, StoreCorrupt, StoreFull, UsageError
 from perdure_replay.lock import WriterLock
 
 FILE = "memory.db"
@@ -201,5 +201,10 @@ class Store:
                 raise StoreCorrupt(
                     f"the memory {self._path} cannot be read ({error}): restore it from a backup, or move it away "
                     "and start anew"
+                ) from error
+            if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+                raise StoreFull(
+                    f"the memory {self._path} cannot be written ({error}): free some space and make it writable; what "
+                    "was committed before is whole, and the next turn goes on from there"
                 ) from error
             raise

@@ -7,6 +7,7 @@ PerdureError
 │   └── ModelNotFound                 an encoder that is neither a folder, nor packaged, nor in the local cache
 ├── RecordError (also ValueError)     a record cannot be read: it goes to quarantine with this reason
 ├── StreamError                       the stream cannot be reached or written
+├── StoreFull                         the disk is full, or cannot be written; what was committed before is whole
 ├── StoreBusy                         another process holds the store that only one may write
 ├── StoreCorrupt                      what was read back is not what was written
 └── RegistryError                     the registry cannot be read or written
@@ -55,6 +56,10 @@ class StreamError(PerdureError):
 
 class StoreBusy(PerdureError):
     """Another process holds the store that only one may write."""
+
+
+class StoreFull(PerdureError):
+    """The disk is full, or cannot be written."""
 
 
 class StoreCorrupt(PerdureError):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from perdure.errors import StoreBusy, StoreCorrupt, UsageError
+from perdure.errors import StoreBusy, StoreCorrupt, StoreFull, UsageError
 from perdure.memory import open_memory
 from perdure.records import Feedback, Interaction
 from perdure_replay import ReplayMemory
@@ -218,3 +218,14 @@ def test_durability_is_not_traded_for_speed(opened: Open) -> None:
     assert store.value("PRAGMA synchronous") == 2
     assert store.value("PRAGMA secure_delete") == 1
     assert store.value("PRAGMA foreign_keys") == 1
+
+
+def test_a_full_disk_is_said_so_and_loses_nothing(world: Any, opened: Open) -> None:
+    memory = opened(world.labelled("0", "before", "a"))
+    digest = memory.digest()
+    pages = memory._store.value("PRAGMA page_count")
+    memory._store.rows(f"PRAGMA max_page_count = {pages}")
+    many = [record for number in range(1, 200) for record in world.labelled(f"{number}", "x" * 2000 + f"{number}", "a")]
+    with pytest.raises(StoreFull, match="free some space"):
+        memory.ingest(world.page(many, start=3))
+    assert memory.digest() == digest

@@ -191,6 +191,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         try:
             found.append(json.loads(text))
         except ValueError:
-            # Only the last line can be half-written.
-            break
+            # Half-written by a process that was killed: what it told of is done again.
+            continue
     return found

@@ -2,67 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from perdure.memory import Quarantined
-from perdure.model.base import Classifier
+from perdure_services.demo.exam import Right
 from perdure_services.demo.progress import Answer, Progress
 from perdure_services.demo.scenario import Scenario, Wave
 
 WINDOW = 50
 """Answers in the moving accuracy."""
-
-Right = NDArray[np.bool_]
-
-
-class Exam:
-    """Which evaluation rows, and which requests, a version gets right; asked once for each version.
-
-    Args:
-        scenario: rows and requests.
-        load: a version by its name.
-    """
-
-    def __init__(self, scenario: Scenario, load: Callable[[str], Classifier]) -> None:
-        self._scenario = scenario
-        self._load = load
-        self._sessions = np.asarray([row.session for row in scenario.evaluation])
-        self._evaluated: dict[str, Right] = {}
-        self._asked: dict[tuple[str, int], Right] = {}
-
-    def accuracy(self, version: str, wave: int) -> float:
-        """Share of the evaluation rows of sessions up to `wave` that `version` gets right."""
-        if version not in self._evaluated:
-            rows = self._scenario.evaluation
-            self._evaluated[version] = self._right(version, [row.text for row in rows], [row.label for row in rows])
-        return float(self._evaluated[version][self._sessions <= wave].mean())
-
-    def requests(self, version: str, wave: Wave) -> Right:
-        """For each request of `wave`, whether `version` would have got it right."""
-        key = version, wave.number
-        if key not in self._asked:
-            self._asked[key] = self._right(
-                version, [one.text for one in wave.requests], [one.label for one in wave.requests]
-            )
-        return self._asked[key]
-
-    def _right(self, version: str, texts: Sequence[str], truth: Sequence[str]) -> Right:
-        names = self._load(version).scores(texts).names()
-        return np.asarray([name == label for name, label in zip(names, truth, strict=True)], dtype=np.bool_)
-
-
-class FirstAnswers(Protocol):
-    """What version 1 would have answered."""
-
-    def requests(self, version: str, wave: Wave) -> Right: ...
-
 
 @dataclass(frozen=True, slots=True)
 class WaveFigures:
@@ -107,7 +58,6 @@ class Scoreboard:
     Args:
         scenario: what is true.
         progress: what happened.
-        exam: of version 1 on the requests; may answer from another thread.
     """
 
     def __init__(self, scenario: Scenario, progress: Progress) -> None:

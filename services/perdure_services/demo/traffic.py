@@ -75,9 +75,9 @@ class Traffic:
         finally:
             # What is under way has been taken by the API, and its answer must not be lost.
             pool.shutdown(cancel_futures=True)
-            for future, started in running.items():
-                if not future.cancelled():
-                    self._take(future, *started, wave, due)
+            for future, (step, number, begun) in running.items():
+                if not future.cancelled() and future.exception() is None:
+                    self._accept(future.result(), step, number, begun)
 
     def close(self) -> None:
         """Closes the connections."""
@@ -131,6 +131,11 @@ class Traffic:
             self._failed(step, number, error)
             heapq.heappush(due, (time.monotonic() + RETRY_SECONDS, number, step))
             return
+        self._accept(fields, step, number, begun)
+        if step == "predict" and wave.requests[number - wave.first].said:
+            heapq.heappush(due, (time.monotonic() + _thinking_seconds(number), number, "feedback"))
+
+    def _accept(self, fields: dict[str, Any], step: Step, number: int, begun: float) -> None:
         if step == "feedback":
             self._progress.taught(number)
             return
@@ -145,8 +150,6 @@ class Traffic:
                 seconds=time.monotonic() - begun,
             )
         )
-        if wave.requests[number - wave.first].said:
-            heapq.heappush(due, (time.monotonic() + _thinking_seconds(number), number, "feedback"))
 
     def _failed(self, step: Step, number: int, error: Exception) -> None:
         why = f"{type(error).__name__}: {error}"

@@ -1,0 +1,92 @@
+"""CLINC150 as ten sessions of fifteen new intents, ten samples a class: the figures in the README.
+
+    python benchmarks/backtest_clinc.py [--data ../shared/data/clinc150] [--seed 0] [--out var/bench]
+
+Runs `perdure backtest` twice, as it is and without LoRA, on the test rows, and writes
+benchmarks/results/backtest_clinc.json. A run that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).parent / "results" / "backtest_clinc.json"
+MEMORY_PER_CLASS = 10
+VARIANTS = {"perdure": [], "without_lora": ["--set", "lora.enabled=false"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, default=Path(os.environ.get("PERDURE_DATA", "../shared/data")) / "clinc150"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("var/bench"))
+    parser.add_argument("--eval", default="test.jsonl", help="tune on val.jsonl, report test.jsonl")
+    options = parser.parse_args()
+    if not (options.data / options.eval).is_file():
+        parser.error(
+            f"no {options.eval} in {options.data}: give --data, or set PERDURE_DATA to the folder above clinc150"
+        )
+    runs = {name: run(name, extra, options) for name, extra in VARIANTS.items()}
+    result = {"setup": setup(options), "runs": runs}
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for name, metrics in runs.items():
+        print(f"{name:>14}: acc {metrics['acc']:.4f}  aaa {metrics['aaa']:.4f}  forgetting {metrics['forgetting']:.4f}")
+    print(f"written to {RESULT}")
+
+
+def run(name: str, extra: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """One backtest; its metrics, without what is long and says nothing here."""
+    out = options.out / f"{name}-{Path(options.eval).stem}-{options.seed}"
+    command = [sys.executable, "-c", "from perdure.cli import main; main()", "backtest"]
+    command += ["--stream", str(options.data / "stream_10x15.jsonl"), "--eval", str(options.data / options.eval)]
+    command += ["--out", str(out), "--memory-per-class", str(MEMORY_PER_CLASS), "--seed", str(options.seed), *extra]
+    start = time.perf_counter()
+    subprocess.run(command, check=True)
+    wall = time.perf_counter() - start
+    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    metrics["process_wall_seconds"] = wall
+    metrics["candidates"] = [
+        {key: fate[key] for key in ("version", "kind", "outcome", "sentence", "seconds", "cpu_seconds")}
+        for session in metrics["sessions"]
+        for fate in session["turn"]["candidates"]
+    ]
+    for session in metrics["sessions"]:
+        del session["turn"]
+    return metrics
+
+
+def setup(options: argparse.Namespace) -> dict[str, Any]:
+    """What the figures were taken with."""
+    return {
+        "command": "python benchmarks/backtest_clinc.py" + (f" --seed {options.seed}" if options.seed else ""),
+        "evaluation": options.eval,
+        "cores": os.cpu_count(),
+        "processor": processor(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("perdure", "torch", "transformers", "peft", "faiss-cpu", "numpy")},
+    }
+
+
+def processor() -> str:
+    """The processor's name, as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()

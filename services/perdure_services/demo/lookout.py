@@ -1,0 +1,71 @@
+"""What registry, stream and memory say while API and trainer work; nothing is changed by looking."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from perdure.config import Settings
+from perdure.errors import StoreBusy, StreamError
+from perdure.memory import open_memory
+from perdure.registry import Promotion, Registry
+from perdure.stream import open_stream
+from perdure.turn import TurnResult
+
+HISTORY = 200
+"""Turns looked back at."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What is seen at one moment."""
+
+    promotions: tuple[Promotion, ...]
+    """All of them, newest last."""
+    turns: tuple[TurnResult, ...]
+    """The last turns, oldest first."""
+    waiting: int
+    """Labels that no turn has had."""
+    learning: bool
+    """A turn is under way, as far as memory knows."""
+    settled: bool
+    """Everything recorded has been read, and every label has had its turn."""
+
+
+class Lookout:
+    """Looks at what the processes share.
+
+    Args:
+        settings: of the demo.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.registry = Registry(settings.registry.url)
+
+    def look(self) -> Sight | None:
+        """What is there now; None when it cannot be read at this moment.
+
+        Raises:
+            PerdureError: something is damaged.
+        """
+        try:
+            with open_stream(self._settings.stream) as stream:
+                end = dict(stream.end())
+            with open_memory(self._settings, read_only=True) as memory:
+                waiting = max(memory.counts().fresh, len(memory.deltas(1)))
+                learning = memory.turn().stage == "frozen"
+                read = dict(memory.offset()) == end
+                turns = tuple(TurnResult.decode(text) for text in memory.history(HISTORY))
+        except (StoreBusy, StreamError) as error:
+            _log.debug("cannot look now: %s", error)
+            return None
+        return Sight(
+            promotions=self.registry.promotions(),
+            turns=turns,
+            waiting=waiting,
+            learning=learning,
+            settled=read and not waiting and not learning,
+        )
