@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -79,7 +79,9 @@ class Progress:
         self.promotions = 0
         """Number of the last promotion that was seen."""
         self.first: str | None = None
-        """The version that was fitted at the start."""
+        """Version 1: what was fitted at the start."""
+        self.first_right: dict[int, tuple[bool, ...]] = {}
+        """For each request of a wave, whether version 1 would have got it right."""
         self.failed = 0
         """Requests that failed; each was sent again."""
         self.runs = 0
@@ -144,6 +146,11 @@ class Progress:
         self.turns.append(turn)
         self._note("turn", wave=turn.wave, sent=turn.sent, result=turn.result.to_json())
 
+    def compared(self, wave: int, right: Sequence[bool]) -> None:
+        """Version 1 has been asked about the requests of a wave."""
+        self.first_right[wave] = tuple(right)
+        self._note("first", wave=wave, right=[int(one) for one in right])
+
     def wave_ended(self, wave: int, waited: float) -> None:
         self.ended[wave] = waited
         self._note("wave", wave=wave, waited=waited)
@@ -175,6 +182,8 @@ class Progress:
             self.scores.append(Score(**fields))
         elif kind == "turn":
             self.turns.append(SeenTurn(fields["wave"], fields["sent"], TurnResult.decode(json.dumps(fields["result"]))))
+        elif kind == "first":
+            self.first_right[fields["wave"]] = tuple(bool(one) for one in fields["right"])
         elif kind == "wave":
             self.ended[fields["wave"]] = fields["waited"]
         elif kind == "fitted":

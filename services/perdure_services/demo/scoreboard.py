@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from perdure.memory import Quarantined
-from perdure_services.demo.exam import Right
 from perdure_services.demo.progress import Answer, Progress
 from perdure_services.demo.scenario import Scenario, Wave
 
@@ -63,8 +62,6 @@ class Scoreboard:
     def __init__(self, scenario: Scenario, progress: Progress) -> None:
         self._scenario = scenario
         self._progress = progress
-        self.first: dict[int, Right] = {}
-        """Which requests of a wave version 1 gets right, for the waves about which it has been asked."""
 
     def right(self, answer: Answer) -> bool:
         """Whether it is the truth."""
@@ -81,7 +78,7 @@ class Scoreboard:
 
     def first_live(self, last: int = WINDOW) -> float | None:
         """The same had version 1 answered them."""
-        return _mean(filter(None.__ne__, (self.first_right(answer.number) for answer in self._last(last))))
+        return _mean(self.first_right(answer.number) for answer in self._last(last))
 
     def confidence(self, last: int = WINDOW) -> float | None:
         """Mean confidence of the last answers."""
@@ -90,8 +87,8 @@ class Scoreboard:
     def first_right(self, number: int) -> bool | None:
         """Whether version 1 gets request `number` right; None before it has been asked."""
         wave = self._scenario.wave_of(number)
-        found = self.first.get(wave.number)
-        return None if found is None else bool(found[number - wave.first])
+        found = self._progress.first_right.get(wave.number)
+        return None if found is None else found[number - wave.first]
 
     def waves(self) -> tuple[WaveFigures, ...]:
         """All waves that have begun."""
@@ -135,7 +132,7 @@ class Scoreboard:
         over = wave.number in self._progress.ended
         scores = [score for score in self._progress.scores if score.wave == wave.number]
         last = scores[-1] if scores and over else None
-        first = self.first.get(wave.number)
+        first = self._progress.first_right.get(wave.number)
         return WaveFigures(
             wave=wave.number,
             new_labels=wave.new_labels,

@@ -159,6 +159,7 @@ def imprinted(head: AdaptedHead, rows: Labelled, embeddings: Float) -> AdaptedHe
         weights=np.concatenate([head.weights, means.astype(np.float32)]),
         temperature=head.temperature,
         share=head.share,
+        sharpness=head.sharpness,
     )
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from perdure.config import Settings
 from perdure.errors import VersionDamaged
+from perdure.judge.comparison import LEAST_PROBABILITY
 from perdure.judge.evidence import Evidence, Source
 from perdure.learn.analytic import fit_temperature
 from perdure.learn.candidate import Candidate
@@ -149,8 +152,11 @@ class Challenger:
             temperature=fit_temperature(embedded @ weights.T, rows.labels, update.labels),
             share=self._settings.lora.share,
         )
-        classifier = champion.with_adapted(name, adapted)
         scores = unseen_scores(champion, leverage, before.features, rows.keys, rows.labels)
+        pooled = champion.with_adapted(name, adapted).combine(scores, embedded)
+        logarithms = np.log(np.maximum(pooled.probabilities, LEAST_PROBABILITY))
+        adapted = replace(adapted, sharpness=fit_temperature(logarithms, rows.labels, pooled.labels))
+        classifier = champion.with_adapted(name, adapted)
         fresh = frozenset(material.fresh().keys)
         sources: list[Source] = ["fresh" if key in fresh else "held_out" for key in rows.keys]
         evidence = Evidence(

@@ -39,6 +39,8 @@ class AdaptedHead:
     """Logits are multiplied by this."""
     share: float
     """Its weight in the mean of logarithms; the frozen head has the rest."""
+    sharpness: float = 1.0
+    """The mean of logarithms is multiplied by this: two opinions that agree are surer than each alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,8 @@ class Encoded:
 class AnalyticClassifier(Classifier):
     """One immutable version.
 
-    The answer is the normalised geometric mean of two calibrated softmaxes, p ∝ p_frozen^(1−β) · p_adapted^β; without
-    an adapter it is the first alone. A label that the adapted head does not know takes its logarithm from the first.
+    The answer is the normalised geometric mean of two calibrated softmaxes, p ∝ (p_frozen^(1−β) · p_adapted^β)^s;
+    without an adapter it is the first alone. A label that the adapted head does not know takes its logarithm from the first.
 
     Args:
         version: its name.
@@ -131,7 +133,7 @@ class AnalyticClassifier(Classifier):
             blended = (1 - second.share) * (logarithms[:, mine] - inside) + second.share * _log_softmax(
                 theirs[:, other]
             )
-            mixed[:, mine] = _log_softmax(blended) + inside
+            mixed[:, mine] = _log_softmax(blended * np.float32(second.sharpness)) + inside
             logarithms = mixed
         probabilities = np.exp(logarithms)
         return Scores(self.labels, (probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32))
@@ -194,6 +196,7 @@ class AnalyticClassifier(Classifier):
                 "labels": list(second.labels),
                 "temperature": second.temperature,
                 "share": second.share,
+                "sharpness": second.sharpness,
             }
             factors = {key: value.contiguous() for key, value in second.adapter.weights.items() if key != "head"}
             files[ADAPTER_FILE] = save({**factors, "head": torch.from_numpy(np.ascontiguousarray(second.weights))})
@@ -269,6 +272,7 @@ def load_classifier(folder: Path, version: str, *, batch: int, encoder: str | No
             weights=factors["head"].float().numpy(),
             temperature=float(second["temperature"]),
             share=float(second["share"]),
+            sharpness=float(second["sharpness"]),
         )
     return AnalyticClassifier(
         version,
