@@ -34,7 +34,7 @@ def _over_time(result: Backtest) -> Section:
     marks = [(float(one.session), one.version or "") for one in result.sessions if one.turn["candidates"]]
     return Section(
         "Accuracy on what has come so far",
-        figures=(Figure(plots.accuracy_over_time(series, marks), "Evaluation rows of all sessions up to then."),),
+        figures=(Figure(plots.accuracy_over_time(series, marks, xlabel="session"), "Evaluation rows of all sessions up to then."),),
     )
 
 

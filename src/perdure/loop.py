@@ -12,16 +12,19 @@ begins, and does the same again when it is repeated: a process killed anywhere i
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+
 from perdure.config import Settings
-from perdure.errors import StalePromotion, VersionNotFound
+from perdure.errors import StalePromotion, UsageError, VersionDamaged, VersionNotFound
 from perdure.judge.drift import DriftSummary
 from perdure.learn.analytic import HeadLearner
 from perdure.learn.candidate import Candidate
@@ -29,18 +32,16 @@ from perdure.learn.challenger import Challenger, carried_files
 from perdure.learn.gate import Gated, gate
 from perdure.learn.leverage import Leverage
 from perdure.learn.material import Encodings, Material
-from perdure.memory import IngestCounts, Memory, TurnState
+from perdure.memory import IngestCounts, Memory, TurnState, ingest
 from perdure.model.classifier import AnalyticClassifier, load_classifier, shared_encoder
 from perdure.model.head import Statistics
+from perdure.records import Sample
 from perdure.registry import JUDGE, Card, Registry
 from perdure.stream import Stream
 from perdure.trial import Trial
 from perdure.turn import CandidateResult, TurnResult
 
 logger = logging.getLogger(__name__)
-
-PAGE = 1000
-"""Stream entries in one transaction."""
 
 DELTA_PAGE = 100_000
 """Label changes that one pass over the head's statistics takes in."""
@@ -76,6 +77,8 @@ class Loop:
         self._registry = registry
         self._cache = cache
         self._stage = stage or (lambda _name: None)
+        if settings.model.threads:
+            torch.set_num_threads(settings.model.threads)
         self._encoder = shared_encoder(settings.model.name, settings.model.max_tokens, settings.lora.layers)
         self._head = HeadLearner(self._encoder, settings)
         self._challenger = Challenger(self._encoder, settings, progress)
@@ -84,33 +87,40 @@ class Loop:
         """Runs one turn; an unfinished one goes on where it was.
 
         Raises:
-            PerdureError: something that a person must look at; nothing was promoted by it.
+            PerdureError: something that a person must look at. What was committed before stays, a promotion included;
+                the next turn goes on from there.
         """
         wall, cpu = time.perf_counter(), time.process_time()
-        ingested = self.ingest() if self._memory.turn().stage == "open" else IngestCounts()
-        if not self._anything_new():
-            number, serving = self._memory.turn().number, self._champion_name()
-            return TurnResult(number, serving, serving, note="nothing new", ingested=asdict(ingested))
-        state = self._freeze()
+        ingested = IngestCounts()
+        if self._memory.turn().stage == "open":
+            ingested = self.ingest()
+            if not self._anything_new():
+                number, serving = self._memory.turn().number, self._champion_name()
+                return TurnResult(number, serving, serving, note="nothing new", ingested=asdict(ingested))
+        state, champion = self._freeze()
         self._stage("statistics")
         statistics = self._absorb()
-        champion = self._load(state.champion)
         self._stage("gate")
         material, drift, trial = self._gate(state, champion)
         judged: list[CandidateResult] = []
         promotion = state.promotion
-        for learn in (self._update_head, self._update_lora):
-            served = champion
-            champion, result = self._try(learn, state, champion, material, statistics, trial, promotion)
-            promotion += champion is not served
-            if result is not None:
-                judged.append(result)
+        for kind, learn in (("head", self._update_head), ("lora", self._update_lora)):
+            result = self._try(kind, learn, state, champion, material, statistics, trial, promotion)
+            if result is None:
+                continue
+            judged.append(result)
+            if result.outcome == "stale":
+                # Nothing that was compared with the old champion can be promoted any more.
+                break
+            if result.outcome == "promote":
+                champion = self._load(result.version)
+                promotion += 1
         self._stage("remember")
         self._remember(champion)
         summary = TurnResult(
             number=state.number,
             champion_before=state.champion,
-            champion=champion.version if champion else None,
+            champion=self._champion_name(),
             candidates=tuple(judged),
             gate=dict(material.gated.counts()),
             ingested=asdict(ingested),
@@ -129,49 +139,70 @@ class Loop:
     # ── ingest ──
     def ingest(self) -> IngestCounts:
         """Reads the stream to its end, page by page; each page is one transaction."""
-        total = IngestCounts()
-        while True:
-            self._stage("ingest")
-            page = self._stream.read(self._memory.offset(), PAGE)
-            if not page.entries:
-                return total
-            counts = self._memory.ingest(page)
-            total = IngestCounts(**{name: getattr(total, name) + value for name, value in asdict(counts).items()})
+        return ingest(self._stream, self._memory, lambda: self._stage("ingest"))
 
     def _anything_new(self) -> bool:
-        if self._memory.turn().stage == "frozen" or self._memory.deltas(1) or self._memory.rebuild_due:
-            return True
-        return self._memory.counts().fresh > 0
+        return bool(self._memory.deltas(1)) or self._memory.rebuild_due or self._memory.counts().fresh > 0
 
-    def _freeze(self) -> TurnState:
+    def _freeze(self) -> tuple[TurnState, AnalyticClassifier | None]:
         """Fixes this turn's rows, its champion and the number that its first promotion will have."""
         self._stage("freeze")
-        last = self._registry.champion()
-        return self._memory.freeze(champion=last.version if last else None, promotion=last.number + 1 if last else 1)
+        state, last = self._memory.turn(), self._registry.champion()
+        if state.stage == "open":
+            # First of all: a turn that began on a champion that cannot be read could never end.
+            champion = self._load(last.version if last else None)
+            if champion is None:
+                self._check_labels()
+            state = self._memory.freeze(
+                champion=last.version if last else None, promotion=last.number + 1 if last else 1
+            )
+            return state, champion
+        try:
+            return state, self._load(state.champion)
+        except (VersionDamaged, VersionNotFound) as error:
+            if last is None or last.version == state.champion:
+                raise
+            logger.warning("turn %d goes on from %s, which was promoted since: %s", state.number, last.version, error)
+            return replace(state, champion=last.version, promotion=last.number + 1), self._load(last.version)
+
+    def _check_labels(self) -> None:
+        counts = self._memory.counts()
+        if len(counts.labels) < 2:
+            few = ", ".join(f"{label!r} ({count})" for label, count in {**counts.labels, **counts.pending}.items())
+            raise UsageError(
+                f"a first version needs at least two labels with {self._settings.memory.pending_labels_below} examples "
+                f"each, but there are {few or 'none'}: add rows, or lower memory.pending_labels_below"
+            )
 
     def _absorb(self) -> Statistics:
         """Brings the head's statistics up to date: every joined label once, whatever becomes of it afterwards."""
         if self._memory.rebuild_due:
             logger.warning("a person's data was in the head only as sums: the head is rebuilt from memory")
             self._memory.rebuild_statistics()
-        folder = Path(self._memory.folder)
+        folder, space = Path(self._memory.folder), self._space()
         name = self._memory.statistics()
-        statistics = Statistics.load(folder / name) if name else Statistics(self._settings.model.features)
-        if statistics.features != self._settings.model.features:
-            logger.warning("model.features changed from %d: the head is rebuilt from memory", statistics.features)
+        if name and not name.endswith(space):
+            logger.warning("the encoder, its features or the seed changed: the head is rebuilt from memory")
             self._memory.rebuild_statistics()
-            statistics = Statistics(self._settings.model.features)
+            name = None
+        statistics = Statistics.load(folder / name) if name else Statistics(self._settings.model.features)
         while deltas := self._memory.deltas(DELTA_PAGE):
             texts = list(dict.fromkeys(delta.text for delta in deltas))
             place = {text: row for row, text in enumerate(texts)}
             features = self._encoder.features(texts, self._settings.model.batch)
             self._head.absorb(statistics, deltas, features[[place[delta.text] for delta in deltas]])
             through = deltas[-1].sequence
-            new = f"head-{through:012d}.safetensors"
+            new = f"head-{through:012d}-{space}"
             statistics.save(folder / new)
             self._stage("statistics written")
             self._memory.set_statistics(new, through=through)
         return statistics
+
+    def _space(self) -> str:
+        """The end of a statistics file's name: sums of other features than these must not be added to."""
+        model = self._settings.model
+        drawn = (self._encoder.fingerprint, model.max_tokens, model.features, model.bandwidth, self._settings.seed)
+        return f"{hashlib.sha256(repr(drawn).encode()).hexdigest()[:12]}.safetensors"
 
     # ── gate ──
     def _gate(
@@ -185,6 +216,10 @@ class Loop:
         drift = trial.drift(material, champion)
         scores = neighbours = None
         if champion is not None and rows:
+            if not self._memory.embedded(champion.space):
+                # After a rollback, say: neighbours in another version's space would mean nothing.
+                past = frozenset(material.remembered().keys)
+                self._embed(champion, (sample for sample in samples if sample.key in past))
             encoded = encodings([row.text for row in rows])
             scores = champion.answer(encoded)
             # A few more than are asked: the row's own text may be among them, and has no vote.
@@ -204,6 +239,7 @@ class Loop:
     # ── learn, judge, promote ──
     def _try(
         self,
+        kind: str,
         learn: Callable[..., Candidate | None],
         state: TurnState,
         champion: AnalyticClassifier | None,
@@ -211,16 +247,15 @@ class Loop:
         statistics: Statistics,
         trial: Trial,
         promotion: int,
-    ) -> tuple[AnalyticClassifier | None, CandidateResult | None]:
-        """Makes one candidate, judges it, and promotes it or not; the champion afterwards, and the candidate's fate."""
+    ) -> CandidateResult | None:
+        """Makes one candidate, judges it, and promotes it or not; None where there is nothing to make one from."""
         wall, cpu = time.perf_counter(), time.process_time()
-        kind = learn.__name__.removeprefix("_update_")
         self._stage(f"learn {kind}")
         name, card = self._finished(f"v{state.number:06d}-{kind}")
         if card is None:
             candidate = learn(name, champion, material, statistics)
             if candidate is None:
-                return champion, None
+                return None
             self._stage(f"judge {kind}")
             card = trial.judge(candidate, material, champion, self._cache)
         verdict = card.verdict or {}
@@ -229,10 +264,9 @@ class Loop:
             self._stage(f"promote {kind}")
             try:
                 self._registry.promote(name, number=promotion, reason=sentence, by=JUDGE)
-                champion = self._load(name)
             except StalePromotion as error:
                 outcome, sentence = "stale", str(error)
-        return champion, CandidateResult(
+        return CandidateResult(
             name, card.kind, outcome, sentence, time.perf_counter() - wall, time.process_time() - cpu
         )
 
@@ -254,10 +288,13 @@ class Loop:
     def _update_head(
         self, name: str, champion: AnalyticClassifier | None, material: Material, statistics: Statistics
     ) -> Candidate | None:
-        folder = self._folder(champion)
+        folder, classes = self._folder(champion), self._memory.classes()
+        if sum(statistics.counts.get(label, 0) > 0 for label in classes) < 2:
+            # Erasures may take a label's last example.
+            return None
         return self._head.candidate(
             statistics,
-            self._memory.classes(),
+            classes,
             material,
             champion,
             Leverage.load(folder) if folder else None,
@@ -293,9 +330,11 @@ class Loop:
         """Embeds what memory has no embedding of in the champion's space, for the views of the next turn."""
         if champion is None:
             return
-        samples = self._memory.samples()
         done = self._memory.embedded(champion.space)
-        missing = [sample for sample in samples if sample.key not in done]
+        self._embed(champion, (sample for sample in self._memory.samples() if sample.key not in done))
+
+    def _embed(self, champion: AnalyticClassifier, samples: Iterable[Sample]) -> None:
+        missing = tuple(samples)
         if missing:
             vectors = champion.encode([sample.text for sample in missing]).last
             self._memory.embed(champion.space, [sample.key for sample in missing], vectors)

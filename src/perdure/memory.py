@@ -6,8 +6,8 @@ point leaves a memory that is whole, and a turn that is started again goes on fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
 from types import TracebackType
 from typing import Literal, Protocol, Self
@@ -15,9 +15,12 @@ from typing import Literal, Protocol, Self
 from perdure.config import Settings
 from perdure.errors import UsageError
 from perdure.records import Float, Sample
-from perdure.stream.base import Offset, Page
+from perdure.stream.base import Offset, Page, Stream
 
 ENTRY_POINTS = "perdure.memory"
+
+PAGE = 1000
+"""Stream entries in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,3 +268,25 @@ def open_memory(settings: Settings, *, read_only: bool = False) -> Memory:
         memory: Memory = point.load()(settings, read_only=read_only)
         return memory
     raise UsageError("no replay memory is installed: install perdure[cpu] or perdure[gpu]")
+
+
+def ingest(stream: Stream, memory: Memory, before: Callable[[], None] | None = None) -> IngestCounts:
+    """Reads `stream` to its end into `memory`, page by page; each page is one transaction.
+
+    Args:
+        stream: read from the memory's offset on.
+        memory: open for writing.
+        before: called before each page is read.
+
+    Raises:
+        StreamError: the stream cannot be read; pages read until then stay.
+    """
+    total = IngestCounts()
+    while True:
+        if before:
+            before()
+        page = stream.read(memory.offset(), PAGE)
+        if not page.entries and dict(page.next) == dict(memory.offset()):
+            return total
+        counts = memory.ingest(page)
+        total = IngestCounts(**{name: getattr(total, name) + value for name, value in asdict(counts).items()})

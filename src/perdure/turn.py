@@ -43,7 +43,7 @@ class TurnResult:
     @property
     def promoted(self) -> bool:
         """A new champion came out of it."""
-        return self.champion != self.champion_before
+        return any(one.outcome == "promote" for one in self.candidates)
 
     @property
     def empty(self) -> bool:

@@ -109,7 +109,13 @@ def _kind(cell: Cell) -> str:
         return {True: "pass", False: "fail", None: "unknown"}[cell.passed]
     if isinstance(cell, Link):
         return "link"
-    return "number" if _NUMBER.fullmatch(cell.strip()) else "text"
+    if _NUMBER.fullmatch(cell.strip()):
+        return "number"
+    return "word" if len(cell) <= SHORT_WORD and not any(map(str.isspace, cell)) else "text"
+
+
+SHORT_WORD = 24
+"""A single word up to this length is not broken over lines."""
 
 
 def _unbroken(text: str) -> str:

@@ -63,7 +63,8 @@ class AnalyticClassifier(Classifier):
     """One immutable version.
 
     The answer is the normalised geometric mean of two calibrated softmaxes, p ∝ (p_frozen^(1−β) · p_adapted^β)^s;
-    without an adapter it is the first alone. A label that the adapted head does not know takes its logarithm from the first.
+    without an adapter it is the first alone. A label that the adapted head does not know takes its logarithm from the
+    first.
 
     Args:
         version: its name.

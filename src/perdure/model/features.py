@@ -10,6 +10,9 @@ GRID = 2048.0
 exact in float64: the head's statistics do not depend on the order of rows, and what was added can be taken out to the
 last bit."""
 
+BLOCK = 256
+"""Rows of the blocks in which features are computed where they must not depend on their company."""
+
 
 class RandomFeatures:
     """φ(x) = cos(Ωx + b), whose inner products (times 2/D) approximate a Gaussian kernel.
@@ -38,9 +41,29 @@ class RandomFeatures:
         """Factor by which features are multiplied to have an expected squared length of 1."""
         return float(np.sqrt(2.0 / self.features))
 
-    def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Features of n × `inputs` vectors: n × D, each a multiple of 1/GRID in [−1, 1], not yet scaled."""
-        angles = vectors.astype(np.float32, copy=False) @ self._projection + self._phase
+    def __call__(self, vectors: NDArray[np.float32], *, fixed_shapes: bool = False) -> NDArray[np.float32]:
+        """Features of n × `inputs` vectors: n × D, each a multiple of 1/GRID in [−1, 1], not yet scaled.
+
+        Args:
+            vectors: n × `inputs`.
+            fixed_shapes: compute in blocks of `BLOCK` rows, the last one filled up, so that a row's features are the
+                same to the last bit whatever stands beside it. (A matrix product rounds one row alone otherwise than
+                the same row among others, and a feature between two multiples then falls to the other one.) Without it
+                a few rows are faster.
+        """
+        vectors = vectors.astype(np.float32, copy=False)
+        if not fixed_shapes:
+            return self._on_grid(vectors)
+        result = np.empty((len(vectors), self.features), dtype=np.float32)
+        block = np.zeros((BLOCK, self.inputs), dtype=np.float32)
+        for start in range(0, len(vectors), BLOCK):
+            part = vectors[start : start + BLOCK]
+            block[: len(part)] = part
+            result[start : start + len(part)] = self._on_grid(block)[: len(part)]
+        return result
+
+    def _on_grid(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        angles = vectors @ self._projection + self._phase
         result: NDArray[np.float32] = (np.rint(np.cos(angles) * GRID) / GRID).astype(np.float32)
         return result
 

@@ -6,6 +6,8 @@ W = (G + λI)⁻¹Q needs. They are sums over rows, so rows may come in any orde
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from perdure.errors import StoreCorrupt
 from perdure.records import Float
@@ -44,7 +47,7 @@ class Statistics:
         """Adds (sign +1) or takes out (−1) n rows.
 
         Args:
-            features: n × D, as `RandomFeatures` makes them.
+            features: n × D, as `RandomFeatures` makes them with fixed shapes.
             labels: n labels.
             signs: n times +1 or −1.
         """
@@ -54,24 +57,33 @@ class Statistics:
             part = exact[sign == value]
             if len(part):
                 self.gram += value * (part.T @ part)
-        for label in sorted(set(labels)):
-            mine = np.asarray([one == label for one in labels])
-            total = self.sums.get(label, np.zeros(self.features)) + (exact[mine] * sign[mine, None]).sum(axis=0)
+        rows: dict[str, list[int]] = {}
+        for row, label in enumerate(labels):
+            rows.setdefault(label, []).append(row)
+        for label, mine in rows.items():
+            total = self.sums.get(label, np.zeros(self.features)) + sign[mine] @ exact[mine]
             count = self.counts.get(label, 0) + int(sign[mine].sum())
             self.sums[label], self.counts[label] = total, count
             if count == 0 and not total.any():
                 del self.sums[label], self.counts[label]
 
     def save(self, path: Path) -> None:
-        """Writes the statistics; of the symmetric G only one triangle, in blocks of columns."""
+        """Writes the statistics to `path`, whole or not at all; of the symmetric G only one triangle, row by row."""
         labels = sorted(self.sums)
         tensors: dict[str, NDArray[Any]] = {
-            "gram": self.gram[np.tril_indices(self.features)],
+            "gram": np.concatenate([self.gram[row, : row + 1] for row in range(self.features)]),
             "sums": np.stack([self.sums[label] for label in labels]) if labels else np.zeros((0, self.features)),
             "counts": np.asarray([self.counts[label] for label in labels], dtype=np.int64),
-            "labels": _pack(labels),
+            # Labels may hold any character, so none can stand between them.
+            "labels": np.frombuffer(json.dumps(labels).encode("ascii"), dtype=np.uint8).copy(),
         }
-        save_file(tensors, path)
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("wb") as file:
+            file.write(save(tensors))
+            file.flush()
+            # Memory points to this file next; after a power cut the pointer must not outlive the bytes.
+            os.fsync(file.fileno())
+        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Statistics:
@@ -82,16 +94,17 @@ class Statistics:
         """
         try:
             tensors = load_file(path)
-        except (OSError, ValueError, KeyError) as error:
+            sums, counts = tensors["sums"], tensors["counts"]
+            statistics = cls(sums.shape[1])
+            triangle = np.split(tensors["gram"], np.cumsum(np.arange(1, statistics.features)))
+            for row, part in enumerate(triangle):
+                statistics.gram[row, : row + 1] = statistics.gram[: row + 1, row] = part
+            for label, total, count in zip(json.loads(tensors["labels"].tobytes()), sums, counts, strict=True):
+                statistics.sums[label], statistics.counts[label] = total.copy(), int(count)
+        except (OSError, ValueError, KeyError, IndexError, SafetensorError) as error:
             raise StoreCorrupt(
                 f"cannot read the head's statistics {path}: {error}; rebuild them from memory"
             ) from error
-        features = int((np.sqrt(8 * len(tensors["gram"]) + 1) - 1) / 2)
-        statistics = cls(features)
-        statistics.gram[np.tril_indices(features)] = tensors["gram"]
-        statistics.gram += np.tril(statistics.gram, -1).T
-        for label, total, count in zip(_unpack(tensors["labels"]), tensors["sums"], tensors["counts"], strict=True):
-            statistics.sums[label], statistics.counts[label] = total.copy(), int(count)
         return statistics
 
 
@@ -167,9 +180,11 @@ def choose_ridge(
     """The solution whose leave-one-out scores on n known rows have the least squared error.
 
     Args:
+        statistics: G and Q.
+        labels: C labels, all of which have rows.
         features: n × D, rows that are in the statistics.
         truth: their labels.
-        ridges: penalties to choose from.
+        ridges: penalties to choose from; without rows the middle one is taken.
     """
     if len(ridges) == 1 or not len(truth):
         return solve(statistics, labels, ridges[len(ridges) // 2])
@@ -183,12 +198,3 @@ def choose_ridge(
             best = (error, solution)
     assert best is not None
     return best[1]
-
-
-def _pack(labels: Sequence[str]) -> NDArray[np.uint8]:
-    return np.frombuffer("\0".join(labels).encode("utf-8", "surrogatepass") or b"\0", dtype=np.uint8).copy()
-
-
-def _unpack(packed: NDArray[np.uint8]) -> list[str]:
-    text = packed.tobytes()
-    return [] if text == b"\0" else text.decode("utf-8", "surrogatepass").split("\0")
