@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,16 @@ from perdure.records import Feedback, Interaction, Record
 from perdure.registry import Registry
 from perdure.scores import session_scores
 from perdure.stream import Stream, open_stream
+from perdure.stream.partition import FIRST
 from perdure.turn import TurnResult
 
 logger = logging.getLogger(__name__)
 
 PROGRESS_FILE = "sessions.jsonl"
 METRICS_FILE = "metrics.json"
+PLACES = ("stream.url", "registry.url", "memory.path")
+"""Settings that say where the state lies: inside the output folder, whatever that is called."""
+
 ROW_SECONDS = 1.0
 """Event time between two rows that have none of their own."""
 
@@ -50,6 +54,8 @@ class SessionResult:
     """Of each session so far that has evaluation rows."""
     acc_head: float
     """As `acc_seen`, of the champion without its adapter."""
+    acc_lora: float | None
+    """As `acc_seen`, of this session's LoRA candidate, whatever the judge said of it; None where there was none."""
     acc_first: float
     """As `acc_seen`, of the first version, which never learned again."""
     verdict: str
@@ -83,7 +89,8 @@ class Backtest:
             "parts": {
                 "frozen_first_version": last.acc_first,
                 "head_only": last.acc_head,
-                "with_lora": last.acc_seen,
+                "with_every_lora_candidate": last.acc_lora,
+                "served": last.acc_seen,
             },
             "sessions": [asdict(one) for one in self.sessions],
             "memory_samples": self.memory.samples,
@@ -122,6 +129,7 @@ def run_backtest(
     settings = _inside(settings, out)
     sessions = _by_session(read_rows(stream_file))
     evaluation = read_rows(eval_file)
+    _check_evaluated(sessions, evaluation, stream_file, eval_file)
     _same_as_before(out, stream_file, eval_file, settings)
     done = _read_progress(out)
     registry = Registry(settings.registry.url)
@@ -136,23 +144,25 @@ def run_backtest(
             progress=progress,
         )
         arrivals = _Arrivals(stream, registry, out / "state" / "cache", settings)
-        row = 0
+        turns = 0
+        come: set[int] = set()
         for session, rows in sessions.items():
+            come.add(session)
             if session in done:
-                row += len(rows)
+                arrivals.pass_over(rows)
+                turns += not _was_empty(done[session])
                 continue
             wall, cpu = time.perf_counter(), time.process_time()
             # Killed after the turn: it must not be run again with the same rows, which memory would not take anyway.
-            finished = memory.turn().number > len(done) + 1
-            if not finished:
-                # A frozen turn was interrupted: its rows have arrived.
-                if memory.turn().stage == "open":
-                    arrivals.arrive(rows, row)
-                result = loop.turn()
-            else:
+            if memory.turn().number > turns + 1:
+                arrivals.pass_over(rows)
                 result = TurnResult.decode(memory.history(1)[-1])
-            row += len(rows)
-            scored = _evaluate(session, evaluation, registry, arrivals.cache, settings, result)
+            else:
+                arrivals.arrive(rows)
+                result = loop.turn()
+            turns += not result.empty
+            seen = [one for one in evaluation if one.session in come]
+            scored = _evaluate(session, seen, registry, arrivals.cache, settings, result)
             scored = _timed(scored, time.process_time() - cpu, time.perf_counter() - wall)
             done[session] = scored
             _append_progress(out, scored)
@@ -170,9 +180,22 @@ class _Arrivals:
         self._stream = stream
         self._registry = registry
         self._settings = settings
+        self._rows = self._records = 0
+        """Of the sessions up to now."""
         self.cache = cache
 
-    def arrive(self, rows: Sequence[DataRow], first: int) -> None:
+    def pass_over(self, rows: Sequence[DataRow]) -> None:
+        """Counts rows that arrived in an earlier process."""
+        self._rows += len(rows)
+        self._records += len(rows) + sum(row.labelled for row in rows)
+
+    def arrive(self, rows: Sequence[DataRow]) -> None:
+        """Records the rows of the next session: all or none, and once, however often this is tried."""
+        first, before = self._rows, self._records
+        self.pass_over(rows)
+        if sum(self._stream.end().values()) - FIRST > before:
+            # They were recorded by a process that was killed afterwards.
+            return
         champion = _champion(self._registry, self.cache, self._settings)
         scores = champion.scores([row.text for row in rows]) if champion else None
         answers = scores.predictions() if scores else (None,) * len(rows)
@@ -196,18 +219,22 @@ class _Arrivals:
         self._stream.append(records)
 
 
+def _was_empty(result: SessionResult) -> bool:
+    return not result.turn["candidates"] and not result.turn["gate"]
+
+
 def _evaluate(
     session: int,
-    evaluation: Sequence[DataRow],
+    seen: Sequence[DataRow],
     registry: Registry,
     cache: Path,
     settings: Settings,
     result: TurnResult,
 ) -> SessionResult:
-    seen = [row for row in evaluation if row.session <= session]
     champion = _champion(registry, cache, settings)
     groups = sorted({row.session for row in seen})
     right = head = first = np.zeros(len(seen), dtype=bool)
+    lora = None
     if champion is not None and seen:
         texts, truth = [row.text for row in seen], [row.label for row in seen]
         encoded = champion.encode(texts)
@@ -215,6 +242,10 @@ def _evaluate(
         head = _right(champion.answer(encoded.frozen()), truth)
         oldest = _load(registry, registry.promotions()[0].version, cache, settings)
         first = _right(oldest.answer(encoded.frozen()), truth)
+        for one in result.candidates:
+            if one.kind == "lora":
+                challenger = _load(registry, one.version, cache, settings)
+                lora = _right(challenger.answer(challenger.encode(texts)), truth)
     of = np.asarray([row.session for row in seen])
     gate = result.gate
     return SessionResult(
@@ -222,10 +253,12 @@ def _evaluate(
         acc_seen=_mean(right),
         accuracies=tuple(_mean(right[of == group]) for group in groups),
         acc_head=_mean(head),
+        acc_lora=None if lora is None else _mean(lora),
         acc_first=_mean(first),
         verdict="; ".join(f"{one.kind}: {one.outcome}" for one in result.candidates) or result.note,
         version=champion.version if champion else None,
-        turn=result.to_json(),
+        # How much one process read depends on how often it was killed.
+        turn={name: value for name, value in result.to_json().items() if name != "ingested"},
         cpu_seconds=0.0,
         wall_seconds=0.0,
         learned=gate.get("learn", 0) + gate.get("pseudo", 0),
@@ -278,13 +311,22 @@ def _by_session(rows: Sequence[DataRow]) -> dict[int, list[DataRow]]:
     return dict(sorted(sessions.items()))
 
 
+def _check_evaluated(
+    sessions: Mapping[int, Sequence[DataRow]], evaluation: Sequence[DataRow], stream_file: Path, eval_file: Path
+) -> None:
+    """Each session has rows that it is evaluated on. Rows of sessions that never come are left out."""
+    without = sorted(set(sessions) - {row.session for row in evaluation})
+    if without:
+        raise UsageError(
+            f"{eval_file} has no rows of session {', '.join(map(str, without[:5]))}{' …' if len(without) > 5 else ''} "
+            f"of {stream_file}: every session needs some to be evaluated on"
+        )
+
+
 def _same_as_before(out: Path, stream_file: Path, eval_file: Path, settings: Settings) -> None:
     """Makes the folder, or finds that it holds this very backtest."""
-    mine = {
-        "stream": file_digest(stream_file),
-        "eval": file_digest(eval_file),
-        "settings": settings.model_dump(mode="json"),
-    }
+    given = {name: value for name, value in _flat(settings) if name not in PLACES}
+    mine: dict[str, Any] = {"stream": file_digest(stream_file), "eval": file_digest(eval_file), "settings": given}
     path = out / "backtest.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -294,11 +336,25 @@ def _same_as_before(out: Path, stream_file: Path, eval_file: Path, settings: Set
     except OSError as error:
         raise UsageError(f"cannot write to {out}: {error.strerror or error}; give another --out") from error
     theirs = json.loads(path.read_text(encoding="utf-8"))
-    differing = sorted(name for name in mine if mine[name] != theirs.get(name))
+    differing = [f"another {name} file" for name in ("stream", "eval") if mine[name] != theirs.get(name)]
+    differing += [
+        f"{name} {theirs['settings'].get(name)!r} instead of {value!r}"
+        for name, value in given.items()
+        if theirs["settings"].get(name) != value
+    ]
     if differing:
         raise UsageError(
-            f"{out} holds a backtest with other {' and '.join(differing)}: give another --out, or delete that folder"
+            f"{out} holds a backtest with {', '.join(differing)}: give another --out, or delete that folder"
         )
+
+
+def _flat(settings: Settings) -> Iterator[tuple[str, Any]]:
+    for section, values in settings.model_dump(mode="json").items():
+        if not isinstance(values, dict):
+            yield section, values
+            continue
+        for name, value in values.items():
+            yield f"{section}.{name}", value
 
 
 def _read_progress(out: Path) -> dict[int, SessionResult]:

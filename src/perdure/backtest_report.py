@@ -34,27 +34,34 @@ def _over_time(result: Backtest) -> Section:
     marks = [(float(one.session), one.version or "") for one in result.sessions if one.turn["candidates"]]
     return Section(
         "Accuracy on what has come so far",
-        figures=(Figure(plots.accuracy_over_time(series, marks, xlabel="session"), "Evaluation rows of all sessions up to then."),),
+        figures=(
+            Figure(
+                plots.accuracy_over_time(series, marks, xlabel="session"),
+                "Evaluation rows of all sessions up to then.",
+            ),
+        ),
     )
 
 
 def _parts(result: Backtest) -> Section:
     rows = tuple(
-        (str(one.session), f"{one.acc_first:.2%}", f"{one.acc_head:.2%}", f"{one.acc_seen:.2%}", _signed(one))
+        (
+            str(one.session),
+            f"{one.acc_first:.2%}",
+            f"{one.acc_head:.2%}",
+            "–" if one.acc_lora is None else f"{one.acc_lora:.2%}",
+            f"{one.acc_seen:.2%}",
+        )
         for one in result.sessions
     )
     return Section(
         "What each part added",
         (
-            "The first version never learned again. The head alone is the champion without its adapter. What is served "
-            "has the adapter, from the session on in which the judge let one through.",
+            "The first version never learned again. The head alone is the champion without its adapter. With LoRA is "
+            "this session's LoRA candidate, whatever the judge said of it. Served is what the judge let through.",
         ),
-        (Table(("Session", "First version", "Head alone", "Served", "LoRA added"), rows),),
+        (Table(("Session", "First version", "Head alone", "With LoRA", "Served"), rows),),
     )
-
-
-def _signed(one: SessionResult) -> str:
-    return f"{100 * (one.acc_seen - one.acc_head):+.2f} points"
 
 
 def _verdicts(sessions: tuple[SessionResult, ...]) -> Section:

@@ -8,7 +8,6 @@ import sys
 from importlib.metadata import entry_points
 from typing import Annotated
 
-import click
 import typer
 
 from perdure import __version__
@@ -38,9 +37,17 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def perdure(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens inside.")] = False,
 ) -> None:
     """Models that keep learning, and keep what they learned.
@@ -52,9 +59,6 @@ def perdure(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
 
 
 def build() -> typer.Typer:
@@ -83,28 +87,24 @@ def main() -> None:
     # Evidently counts its users unless told not to.
     os.environ.setdefault("DO_NOT_TRACK", "1")
     try:
-        code = build()(standalone_mode=False)
-    except click.exceptions.Abort:
+        # Typer itself tells of wrong options (2), and turns what commands raise with `typer.Exit` into exit codes.
+        build()()
+    except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        code = EXIT_USAGE
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("perdure", "perdure_replay", "perdure_services"):
             raise
-        stderr.print(f"perdure: this command needs {error.name}, which is not installed: install perdure\\[cpu]")
-        code = EXIT_USAGE
-    except KeyboardInterrupt:
-        code = EXIT_INTERRUPTED
+        code = _failed(f"this command needs {error.name}, which is not installed: install perdure[cpu]", EXIT_USAGE)
     except StoreBusy as error:
         code = _failed(error, EXIT_BUSY)
     except UsageError as error:
         code = _failed(error, EXIT_USAGE)
-    except PerdureError as error:
+    except (PerdureError, OSError) as error:
         code = _failed(error, EXIT_FAILED)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code)
 
 
-def _failed(error: PerdureError, code: int) -> int:
-    stderr.print(f"perdure: {error}", markup=False)
+def _failed(error: Exception | str, code: int) -> int:
+    """Says what went wrong on one line, whatever the message looks like."""
+    stderr.print(f"perdure: {' '.join(str(error).split())}")
     return code

@@ -51,6 +51,7 @@ class MemorySettings(Section):
     """What is kept of the past to learn from and to judge by."""
 
     path: str = "var/perdure/memory"
+    """Folder of the memory; one process writes it at a time."""
     per_class: Count = 100
     """Samples per label, held-out ones included."""
     holdout_share: Share = 0.2
@@ -102,9 +103,11 @@ class GateSettings(Section):
     agreement: Share = 0.8
     """Share of neighbours that must agree to quarantine a label, or to accept a pseudo-label."""
     pseudo_labels: bool = True
+    """Learn from rows that nobody has labelled, where champion and neighbours agree."""
     pseudo_share: Share = 0.2
     """Most pseudo-labels, as a share of the rows learned from in a turn."""
     pseudo_confidence: Share = 0.95
+    """Confidence that a pseudo-label needs."""
     pseudo_age: Annotated[int, Field(ge=0)] = 2
     """Turns for which a class must have been known before pseudo-labels of it are taken."""
 
@@ -113,23 +116,31 @@ class LoraSettings(Section):
     """The challenger: one low-rank adapter, continued from the champion's."""
 
     enabled: bool = True
+    """Make LoRA candidates; without it only the head learns."""
     rank: Count = 8
+    """Rank r of the adapter's factors."""
     alpha: Count = 16
+    """The adapter's product is scaled by α/r."""
     layers: Count = 3
     """Last layers of the encoder that are adapted; those below are computed once for both feature spaces."""
     epochs: Count = 3
+    """Passes over the new rows in one update."""
     batch: Count = 32
+    """Rows in one step, half of them new and half replayed."""
     learning_rate: Positive = 5e-4
+    """Of AdamW, at its peak."""
     ewc: Annotated[float, Field(ge=0)] = 100.0
     """λ of the EWC penalty (λ/2)·Σ F·(θ−θ*)²; 0 switches it off."""
     fisher_decay: Share = 0.9
     """γ in F_t = γ·F_{t−1} + F_new."""
     fisher_samples: Count = 256
+    """Rows that the Fisher information is estimated on."""
     distillation: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the cross-entropy to the champion's answers on the labels it knows."""
     fresh_rows: Count = 2000
     """Most new rows that one update trains on; with `replay_rows` it bounds the update's cost."""
     replay_rows: Count = 4000
+    """Most remembered rows that one update trains on."""
     share: Share = 0.5
     """Weight of the adapted head beside the frozen one, in the mean of their log probabilities."""
     min_rows: Count = 16
@@ -160,6 +171,7 @@ class JudgeSettings(Section):
     latency_ratio: Positive = 3.0
     """Most time per text, against the champion; only where latency is judged."""
     judge_latency: bool = True
+    """Measure and judge the time per text; without it a verdict does not depend on the machine."""
     drift_threshold: Share = 0.2
     """Population drift score (Jensen-Shannon distance) from which a column counts as drifted."""
     drift_min_rows: Count = 50
@@ -172,7 +184,9 @@ class ServingSettings(Section):
     """The online API."""
 
     host: str = "127.0.0.1"
+    """Address to listen at; the default is this machine only."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen at; 0 takes a free one."""
     max_batch: Count = 32
     """Most texts answered in one forward pass."""
     max_queue: Count = 1024
@@ -182,17 +196,20 @@ class ServingSettings(Section):
     max_texts: Count = 64
     """Most texts in one request."""
     record: bool = True
+    """Record predictions and feedback in the stream."""
     record_queue: Count = 10_000
     """Records waiting for the stream."""
     on_record_failure: Literal["answer", "refuse"] = "answer"
     """What happens when an interaction cannot be recorded: answer with `recorded: false`, or refuse with 503."""
     drain_seconds: Positive = 10.0
+    """How long requests under way may take to end when the process is stopped."""
 
 
 class TrainerSettings(Section):
     """When turns run."""
 
     interval_seconds: Positive = 300.0
+    """Seconds between two turns."""
     cron: str | None = None
     """Five-field cron expression; replaces the interval."""
     min_new_labels: Annotated[int, Field(ge=0)] = 50

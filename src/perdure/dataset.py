@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from perdure.errors import DataError, UsageError
-from perdure.records import Interaction, Label
+from perdure.records import MAX_TEXT_BYTES, Interaction, Label, Subject
 
 
 class DataRow(BaseModel):
@@ -26,23 +27,36 @@ class DataRow(BaseModel):
     session: Annotated[int, Field(ge=0)] = 0
     id: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     time: float | None = None
-    subject: str | None = None
+    subject: Subject | None = None
     labelled: bool = True
     """False: the loop must not see the label."""
 
 
-def read_rows(path: Path) -> tuple[DataRow, ...]:
-    """The rows of a `.csv` file with a header, or of JSON Lines.
+def read_rows(path: Path, labels: Collection[str] | None = None) -> tuple[DataRow, ...]:
+    """The rows of a `.csv` file with a header, or of JSON Lines; in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        labels: those that rows may have; None allows any.
 
     Raises:
         UsageError: the file cannot be read or is empty.
-        DataError: a row is broken; with its line number.
+        DataError: a row is broken, or has another label; with its line number.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read the data file {path}: {error.strerror or error}") from error
-    rows = tuple(_csv(path, data) if path.suffix.lower() == ".csv" else _json_lines(path, data))
+    data = data.removeprefix(codecs.BOM_UTF8)
+    numbered = tuple(_csv(path, data) if path.suffix.lower() == ".csv" else _json_lines(path, data))
+    if labels is not None:
+        allowed = frozenset(labels)
+        for number, row in numbered:
+            if row.label not in allowed:
+                raise DataError(
+                    str(path), number, f"label {row.label!r} is not in the label file: add it there, or mend it"
+                )
+    rows = tuple(row for _, row in numbered)
     if not rows:
         raise UsageError(f"the data file {path} has no rows: give at least two labels with a few examples each")
     return rows
@@ -65,7 +79,7 @@ def file_digest(path: Path) -> str:
         raise UsageError(f"cannot read the data file {path}: {error.strerror or error}") from error
 
 
-def _json_lines(path: Path, data: bytes) -> Iterator[DataRow]:
+def _json_lines(path: Path, data: bytes) -> Iterator[tuple[int, DataRow]]:
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -75,22 +89,26 @@ def _json_lines(path: Path, data: bytes) -> Iterator[DataRow]:
             raise DataError(str(path), number, f"not UTF-8: {error.reason} at byte {error.start}") from error
         except (ValueError, RecursionError) as error:
             raise DataError(str(path), number, f"not JSON: {error}; write one object a line") from error
-        yield _row(path, number, fields)
+        yield number, _row(path, number, fields)
 
 
-def _csv(path: Path, data: bytes) -> Iterator[DataRow]:
+def _csv(path: Path, data: bytes) -> Iterator[tuple[int, DataRow]]:
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(str(path), line, f"not UTF-8: {error.reason}; save the file as UTF-8") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    csv.field_size_limit(MAX_TEXT_BYTES)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     missing = {"text", "label"} - set(reader.fieldnames or ())
     if missing:
         raise DataError(str(path), 1, f"no column {' nor '.join(sorted(missing))}: the header must name text and label")
     try:
         for fields in reader:
-            yield _row(path, reader.line_num, {key: value for key, value in fields.items() if key and value})
+            yield (
+                reader.line_num,
+                _row(path, reader.line_num, {key: value for key, value in fields.items() if key and value}),
+            )
     except csv.Error as error:
         raise DataError(str(path), reader.line_num, f"not CSV: {error}") from error
 
@@ -120,7 +138,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
         UsageError: the file cannot be read, or names fewer than two labels.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the label file {path}: {error}") from error
     try:

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from perdure.config import Settings
-from perdure.errors import StalePromotion, UsageError, VersionDamaged, VersionNotFound
+from perdure.errors import StalePromotion, StoreCorrupt, UsageError, VersionDamaged, VersionNotFound
 from perdure.judge.drift import DriftSummary
 from perdure.learn.analytic import HeadLearner
 from perdure.learn.candidate import Candidate
@@ -185,7 +185,13 @@ class Loop:
             logger.warning("the encoder, its features or the seed changed: the head is rebuilt from memory")
             self._memory.rebuild_statistics()
             name = None
-        statistics = Statistics.load(folder / name) if name else Statistics(self._settings.model.features)
+        statistics = Statistics(self._settings.model.features)
+        if name:
+            try:
+                statistics = Statistics.load(folder / name)
+            except StoreCorrupt as error:
+                logger.warning("the head is rebuilt from memory: %s", error)
+                self._memory.rebuild_statistics()
         while deltas := self._memory.deltas(DELTA_PAGE):
             texts = list(dict.fromkeys(delta.text for delta in deltas))
             place = {text: row for row, text in enumerate(texts)}

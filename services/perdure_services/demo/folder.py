@@ -88,7 +88,9 @@ class DemoFolder:
             "registry.url": str(root / "registry"),
             "memory.path": str(root / "memory"),
         }
-        settings = load_settings(None, [*(f"{name}={json.dumps(value)}" for name, value in ours.items()), *overrides], {})
+        settings = load_settings(
+            None, [*(f"{name}={json.dumps(value)}" for name, value in ours.items()), *overrides], {}
+        )
         if Path(settings.model.name).is_dir():
             # The processes run in the demo's folder, where a relative path would lead elsewhere.
             settings = settings.with_values({"model.name": str(Path(settings.model.name).resolve())})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from perdure.config import Settings
 from perdure.errors import StoreBusy, StreamError
-from perdure.memory import open_memory
+from perdure.memory import Quarantined, open_memory
 from perdure.registry import Promotion, Registry
 from perdure.stream import open_stream
 from perdure.turn import TurnResult
@@ -69,3 +69,12 @@ class Lookout:
             learning=learning,
             settled=read and not waiting and not learning,
         )
+
+    def quarantined(self) -> tuple[Quarantined, ...]:
+        """What is kept out of learning.
+
+        Raises:
+            PerdureError: the memory cannot be read.
+        """
+        with open_memory(self._settings, read_only=True) as memory:
+            return memory.quarantined()

@@ -14,6 +14,7 @@ from perdure_services.demo.scenario import Scenario, Wave
 WINDOW = 50
 """Answers in the moving accuracy."""
 
+
 @dataclass(frozen=True, slots=True)
 class WaveFigures:
     """One wave."""

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from perdure_services.demo.progress import SeenTurn
 from perdure_services.demo.scoreboard import WaveFigures
 
 PLAIN_SECONDS = 10.0
@@ -179,6 +180,20 @@ def waves_table(figures: Sequence[WaveFigures]) -> Table:
             percent(one.first),
             one.version or "",
         )
+    return table
+
+
+def verdicts_table(turns: Sequence[SeenTurn]) -> Table:
+    """One row for each candidate."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("turn", justify="right")
+    table.add_column("candidate", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("why")
+    for turn in turns:
+        for one in turn.result.candidates:
+            outcome = Text(one.outcome, style=COLOURS.get(one.outcome, ""))
+            table.add_row(str(turn.result.number), one.version, outcome, Text(one.sentence))
     return table
 
 

@@ -35,6 +35,8 @@ def train(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # One line a turn is what this command has to say; it is said without --verbose too.
     logging.getLogger("perdure_services.trainer").setLevel(logging.INFO)
+    # What it warns of, a turn that is still running, our own schedule tells in its words.
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)
     # Imported here: a machine that only serves has no scheduler, and its `--help` must still work.
     from perdure_services.trainer.trainer import Trainer
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from perdure.commands.options import stderr, stdout
 from perdure.turn import TurnResult
@@ -34,7 +35,7 @@ class TurnDisplay:
 @contextmanager
 def turn_display() -> Iterator[TurnDisplay]:
     """A line on standard error that vanishes when the work is done."""
-    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=stderr, transient=True) as progress:
         yield TurnDisplay(progress)
 
@@ -47,7 +48,7 @@ def show_turn(result: TurnResult) -> None:
     table = Table("candidate", "verdict", "why", "seconds", title=f"Turn {result.number}", title_justify="left")
     for one in result.candidates:
         colour = _COLOURS.get(one.outcome, "white")
-        table.add_row(one.version, f"[{colour}]{one.outcome}[/]", one.sentence, f"{one.seconds:.1f}")
+        table.add_row(one.version, Text(one.outcome, style=colour), one.sentence, f"{one.seconds:.1f}")
     if result.candidates:
         stdout.print(table)
     gate = ", ".join(f"{name} {count}" for name, count in result.gate.items())

@@ -12,7 +12,7 @@ from perdure.commands.opened import opened_loop
 from perdure.commands.options import AsJson, ConfigFile, Overrides, Seed, print_json, stdout
 from perdure.config import Settings, load_settings
 from perdure.dataset import DataRow, event_id, file_digest, label_counts, read_labels, read_rows
-from perdure.errors import DataError, UsageError
+from perdure.errors import UsageError
 from perdure.records import Feedback, Interaction, Record, now
 from perdure.stream import open_stream
 from perdure.turn import TurnResult
@@ -45,8 +45,8 @@ def fit(
         *([f"seed={seed}"] if seed is not None else []),
     ]
     settings = load_settings(config, extra)
-    rows = read_rows(data)
-    _check_labels(data, rows, read_labels(labels) if labels else None)
+    rows = read_rows(data, read_labels(labels) if labels else None)
+    _check_labels(data, rows)
     with open_stream(settings.stream) as stream:
         stream.append(_records(rows, file_digest(data)))
     if not as_json:
@@ -80,14 +80,7 @@ def _report(result: TurnResult, as_json: bool) -> None:
         show_turn(result)
 
 
-def _check_labels(path: Path, rows: tuple[DataRow, ...], allowed: tuple[str, ...] | None) -> None:
-    if allowed is not None:
-        known = frozenset(allowed)
-        for number, row in enumerate(rows, start=1):
-            if row.label not in known:
-                raise DataError(
-                    str(path), number, f"label {row.label!r} is not in the label file: add it there, or mend it"
-                )
+def _check_labels(path: Path, rows: tuple[DataRow, ...]) -> None:
     found = label_counts(rows)
     if len(found) < 2:
         raise UsageError(

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from perdure.commands.opened import opened_loop
 from perdure.commands.options import AsJson, ConfigFile, Overrides, print_json, stdout
 from perdure.config import load_settings
 from perdure.errors import StoreBusy
 from perdure.memory import MemoryCounts, Quarantined, open_memory
 from perdure.records import Erasure, now
 from perdure.stream import open_stream
+
+logger = logging.getLogger(__name__)
+
+NOT_REACHED = (
+    "weights that were already trained, until an update replaces them",
+    "reports of versions already written, until those versions are collected",
+)
 
 
 def memory(
@@ -51,33 +58,30 @@ def forget(
     with open_stream(settings.stream) as stream:
         stream.append([Erasure(time=until, subject=subject)])
         removed = stream.forget(subject, until)
+    samples, when, head = 0, "with the next turn: the trainer has the memory open", "gives the labels back"
     try:
         with open_memory(settings) as remembered:
-            before = remembered.counts().samples
-        with opened_loop(settings) as loop:
-            loop.ingest()
-        with open_memory(settings) as remembered:
-            samples = before - remembered.counts().samples
-        when = "now"
+            forgotten = remembered.forget(subject, until)
+        samples, when = forgotten.samples, "now"
+        if forgotten.rebuild_head:
+            head = "has some labels only as sums, and is rebuilt from memory"
     except StoreBusy:
-        samples, when = 0, "with the next turn: the trainer has the memory open"
+        # The erasure stands in the stream, and whoever has the memory open will read it there.
+        logger.info("the memory is in use: the erasure waits in the stream")
     told = {
         "subject": subject,
         "stream_entries_removed": removed,
         "samples_removed": samples,
         "memory": when,
-        "head": "gives the labels back with the next turn",
-        "not_reached": [
-            "weights that were already trained, until an update replaces them",
-            "reports and quarantine examples of versions already written, until those versions are collected",
-        ],
+        "head": f"{head}, with the next turn",
+        "not_reached": NOT_REACHED,
     }
     if as_json:
         print_json(told)
         return
     stdout.print(f"Stream: {removed} entries removed. Memory: {samples} samples removed, {when}.")
-    stdout.print("The analytic head gives the labels back with the next turn.")
-    for one in ("weights that were already trained, until an update replaces them", "old reports, until collected"):
+    stdout.print(f"The analytic head {head}, with the next turn.")
+    for one in NOT_REACHED:
         stdout.print(f"Not reached: {one}.")
 
 

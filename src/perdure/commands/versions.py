@@ -11,7 +11,8 @@ from rich.table import Table
 
 from perdure.commands.options import AsJson, ConfigFile, Overrides, print_json, stdout
 from perdure.config import load_settings
-from perdure.registry import Promotion, Registry
+from perdure.errors import VersionDamaged
+from perdure.registry import Card, Promotion, Registry
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the log of promotions.")]
 
@@ -20,17 +21,24 @@ def versions(config: ConfigFile = None, overrides: Overrides = None, as_json: As
     """List versions, what the judge said of each, and which one is served."""
     registry = Registry(load_settings(config, overrides or ()).registry.url)
     champion = registry.champion()
-    cards = [registry.card(name) for name in registry.versions()]
+    cards: list[Card] = []
+    damaged: dict[str, str] = {}
+    for name in registry.versions():
+        try:
+            cards.append(registry.card(name))
+        except VersionDamaged as error:
+            damaged[name] = str(error)
     if as_json:
         print_json(
             {
                 "champion": champion.version if champion else None,
                 "versions": [card.model_dump(mode="json", exclude={"files", "config"}) for card in cards],
+                "damaged": damaged,
                 "promotions": [entry.model_dump(mode="json") for entry in registry.promotions()],
             }
         )
         return
-    if not cards:
+    if not cards and not damaged:
         stdout.print(f"No versions in {registry.name} yet. Make one: perdure fit --data FILE")
         return
     table = Table("", "version", "made", "labels", "accuracy", "verdict", "why")
@@ -46,6 +54,8 @@ def versions(config: ConfigFile = None, overrides: Overrides = None, as_json: As
             str(verdict.get("outcome", "–")),
             str(verdict.get("sentence", "")),
         )
+    for name, problem in damaged.items():
+        table.add_row("", name, "–", "–", "–", "damaged", problem)
     stdout.print(table)
     stdout.print("Accuracy is on the rows that the judge compared on; ▶ is what is served.")
 

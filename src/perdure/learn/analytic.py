@@ -19,9 +19,12 @@ from perdure.model.classifier import AdaptedHead, AnalyticClassifier, shared_fea
 from perdure.model.encoder import Encoder
 from perdure.model.features import RandomFeatures
 from perdure.model.head import Statistics, choose_ridge, leave_one_out
-from perdure.records import Float
+from perdure.records import Float, is_held_out
 
 logger = logging.getLogger(__name__)
+
+ABSORBED_ROWS = 4096
+"""Rows that go into the statistics at once; all of them together would take 16·D bytes each."""
 
 RIDGE_ROWS = 1500
 """Rows that the ridge penalty is chosen by; more would not choose better, and each costs D² operations."""
@@ -49,9 +52,11 @@ class HeadLearner:
             deltas: n labels with their signs.
             material_features: frozen features of their texts, n × inputs.
         """
-        if deltas:
-            features = self.features(material_features)
-            statistics.update(features, [delta.label for delta in deltas], [delta.sign for delta in deltas])
+        for start in range(0, len(deltas), ABSORBED_ROWS):
+            part = deltas[start : start + ABSORBED_ROWS]
+            # What goes out must be to the last bit what came in, in other company.
+            features = self.features(material_features[start : start + ABSORBED_ROWS], fixed_shapes=True)
+            statistics.update(features, [delta.label for delta in part], [delta.sign for delta in part])
 
     def candidate(
         self,
@@ -97,9 +102,14 @@ class HeadLearner:
         )
         leverage = Leverage(dict(zip(rows.keys, solution.leverage(features).tolist(), strict=True)))
         unseen = leave_one_out(solution.scores(features), leverage(rows.keys), rows.labels, labels)
-        adapted = None
+        adapted = logits = None
         if champion is not None and champion.adapted is not None and encoded.adapted is not None:
-            adapted = imprinted(champion.adapted, rows, encoded.adapted)
+            share = self._settings.memory.holdout_share
+            imprint = [not is_held_out(key, share) for key in rows.keys]
+            seen, embeddings = rows.where(imprint), encoded.adapted[imprint]
+            adapted = imprinted(champion.adapted, seen, embeddings)
+            logits = adapted.logits(encoded.adapted)
+            logits[imprint] = unseen_logits(champion.adapted, adapted, seen, embeddings)
         classifier = AnalyticClassifier(
             name,
             self._encoder,
@@ -124,7 +134,7 @@ class HeadLearner:
                 unseen_scores(champion, champion_leverage or Leverage({}), encoded.features, rows.keys, rows.labels),
                 encoded.adapted,
             ),
-            candidate=classifier.combine(unseen, encoded.adapted),
+            candidate=classifier.blend(unseen, logits),
         )
         return Candidate(
             kind="first" if champion is None else "head",
@@ -161,6 +171,27 @@ def imprinted(head: AdaptedHead, rows: Labelled, embeddings: Float) -> AdaptedHe
         share=head.share,
         sharpness=head.sharpness,
     )
+
+
+def unseen_logits(before: AdaptedHead, head: AdaptedHead, rows: Labelled, embeddings: Float) -> Float:
+    """Logits of `head` for n rows, each as if it had not been in its label's mean when that was imprinted: n × C.
+
+    The only row of a label leaves nothing behind; its logit for that label is 0.
+
+    Args:
+        before: the head without the imprinted labels.
+        head: `imprinted(before, rows, embeddings)`.
+        rows: n labelled rows.
+        embeddings: adapted embeddings, n × d.
+    """
+    logits = head.logits(embeddings)
+    labels = np.asarray(rows.labels, dtype=object)
+    for column in range(len(before.labels), len(head.labels)):
+        mine = np.flatnonzero(labels == head.labels[column])
+        others = embeddings[mine].sum(axis=0) - embeddings[mine]
+        others *= np.linalg.norm(head.weights[column]) / np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-6)
+        logits[mine, column] = (embeddings[mine] * others).sum(axis=1) * head.temperature
+    return logits
 
 
 def fit_temperature(scores: Float, truth: Sequence[str], labels: Sequence[str]) -> float:

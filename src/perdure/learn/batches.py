@@ -33,10 +33,11 @@ def mixed_batches(
     rng: np.random.Generator,
     pool: int = 8,
 ) -> Iterator[list[int]]:
-    """One epoch over n_f fresh and n_r replayed rows, in batches that hold both in equal parts.
+    """One epoch over n_f fresh and n_r replayed rows, in batches that hold both in the same proportion.
 
-    The shorter of the two sides is repeated until the longer one has been seen once, at most four times. Batches are
-    cut out of pools of a few batches that are sorted by length, so that little is padded.
+    The shorter of the two sides is repeated until the longer one has been seen once, at most four times; so the
+    proportion is one to one where the sides are not too unequal. Batches are cut out of pools of a few batches in which
+    each side is sorted by length, so that little is padded.
 
     Args:
         fresh: labels of the fresh rows; rows 0 … n_f−1.
@@ -50,6 +51,7 @@ def mixed_batches(
     batches: list[list[int]] = []
     for start in range(0, len(order), batch * pool):
         part = sorted(order[start : start + batch * pool], key=lambda row: lengths[row])
+        part = _interleave([row for row in part if row < len(fresh)], [row for row in part if row >= len(fresh)])
         batches.extend(part[cut : cut + batch] for cut in range(0, len(part), batch))
     for index in rng.permutation(len(batches)):
         yield batches[index]

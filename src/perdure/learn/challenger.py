@@ -22,8 +22,8 @@ from perdure.learn.analytic import fit_temperature
 from perdure.learn.candidate import Candidate
 from perdure.learn.ewc import Anchor
 from perdure.learn.leverage import Leverage, unseen_scores
-from perdure.learn.lora import HEAD, Champion, LoraLearner, TrainingSet, Update
-from perdure.learn.material import Encodings, Labelled, Material
+from perdure.learn.lora import HEAD, HEAD_SCALE, Champion, LoraLearner, TrainingSet, Update
+from perdure.learn.material import Labelled, Material
 from perdure.model.adapter import Adapter
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier
 from perdure.model.encoder import Encoder
@@ -81,7 +81,7 @@ class Challenger:
         if len(train) < self._settings.lora.min_rows:
             logger.info("no LoRA update: %d rows to learn from, fewer than lora.min_rows", len(train))
             return None
-        replay = self._replay(material, champion, representatives, frozenset(train.keys))
+        replay = self._replay(material, champion, representatives, frozenset(train.keys) | material.doubtful())
         before = _champion_of(champion, folder)
         update = LoraLearner(
             self._encoder, self._settings.lora, seed=self._settings.seed + material.turn, progress=self._progress
@@ -107,13 +107,13 @@ class Challenger:
         return rows.where([key in kept for key in rows.keys])
 
     def _replay(
-        self, material: Material, champion: AnalyticClassifier, representatives: Representatives, fresh: frozenset[str]
+        self, material: Material, champion: AnalyticClassifier, representatives: Representatives, barred: frozenset[str]
     ) -> Labelled:
         counts = Counter(sample.label for sample in material.samples if not sample.held_out)
         labels = [label for label in champion.labels if counts.get(label)]
         each = max(1, self._settings.lora.replay_rows // max(1, len(labels)))
         chosen = [sample for label in labels for sample in representatives(label, each)]
-        return Labelled.of([(sample.text, sample.label) for sample in chosen if sample.key not in fresh])
+        return Labelled.of([(sample.text, sample.label) for sample in chosen if sample.key not in barred])
 
     def _training_set(
         self, train: Labelled, replay: Labelled, material: Material, champion: AnalyticClassifier
@@ -142,14 +142,13 @@ class Challenger:
     ) -> Candidate:
         adapter = Adapter(self._encoder, update.shape, update.weights)
         before = material.encodings(rows.texts)
-        embedded = Encodings(self._encoder, adapter, self._settings.model.batch)(rows.texts).adapted
-        assert embedded is not None
+        embedded = adapter.embeddings(rows.texts, self._settings.model.batch)
         weights = update.weights[HEAD].float().numpy()
         adapted = AdaptedHead(
             adapter=adapter,
             labels=update.labels,
             weights=weights,
-            temperature=fit_temperature(embedded @ weights.T, rows.labels, update.labels),
+            temperature=HEAD_SCALE * fit_temperature(HEAD_SCALE * embedded @ weights.T, rows.labels, update.labels),
             share=self._settings.lora.share,
         )
         scores = unseen_scores(champion, leverage, before.features, rows.keys, rows.labels)
@@ -208,16 +207,21 @@ def load_anchor(folder: Path) -> Anchor | None:
     path = folder / EWC_FILE
     if not path.exists():
         return None
+    parts: dict[str, dict[str, torch.Tensor]] = {"theta": {}, "fisher": {}}
     try:
         tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise VersionDamaged(f"the EWC anchor {path} cannot be read: {error}") from error
-    parts: dict[str, dict[str, torch.Tensor]] = {"theta": {}, "fisher": {}}
-    for name, tensor in tensors.items():
-        kind, _, key = name.partition("/")
-        if kind in parts:
+        samples = int(tensors.pop("samples"))
+        for name, tensor in tensors.items():
+            kind, _, key = name.partition("/")
             parts[kind][key] = tensor.float()
-    return Anchor(parts["theta"], parts["fisher"], int(tensors["samples"]))
+        whole = HEAD in parts["fisher"] and all(
+            parts["theta"][key].shape == fisher.shape for key, fisher in parts["fisher"].items()
+        )
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise VersionDamaged(f"the EWC anchor {path} cannot be read: {error!r}") from error
+    if not whole:
+        raise VersionDamaged(f"the Fisher information in {path} does not fit the parameters beside it")
+    return Anchor(parts["theta"], parts["fisher"], samples)
 
 
 def _anchor_file(anchor: Anchor) -> dict[str, bytes]:

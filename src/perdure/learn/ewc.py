@@ -43,7 +43,7 @@ class Anchor:
         return total
 
     def grown(self, name: str, order: Sequence[int], rows: int) -> Anchor:
-        """This anchor with the rows of `name` moved to `order` in a matrix of `rows` rows; new rows are free."""
+        """This anchor with the rows of `name` moved to `order` in a matrix of `rows` rows; other rows are free."""
         moved = {}
         for kind, tensors in (("theta", self.theta), ("fisher", self.fisher)):
             tensor = torch.zeros(rows, *tensors[name].shape[1:])
@@ -53,10 +53,9 @@ class Anchor:
 
 
 def decayed_sum(previous: Mapping[str, Tensor] | None, new: Mapping[str, Tensor], decay: float) -> dict[str, Tensor]:
-    """F_t = γ·F_{t−1} + F_new."""
-    if previous is None:
-        return dict(new)
-    return {name: decay * previous[name].float() + value if name in previous else value for name, value in new.items()}
+    """F_t = γ·F_{t−1} + F_new; a matrix that only one of them has counts as 0 in the other."""
+    total = {name: decay * value.float() for name, value in (previous or {}).items()}
+    return total | {name: total[name] + value if name in total else value for name, value in new.items()}
 
 
 class FisherRecorder:

@@ -5,6 +5,7 @@ It stands before the adapter only. The analytic head takes every label.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -163,7 +164,8 @@ def _votes(row: Row, neighbours: Neighbours | None, index: int, count: int) -> t
 def _cap_pseudo(decisions: Sequence[Decision], share: float) -> tuple[Decision, ...]:
     """Keeps pseudo-labels to `share` of all that is learned from; the latest, by id, leave first."""
     learned = sum(decision.action == "learn" for decision in decisions)
-    room = int(share / (1 - share) * learned) if share < 1 else len(decisions)
+    # p ≤ share·(p + learned); a share such as 0.6 has no exact binary fraction, and must not lose a whole row to that.
+    room = math.floor(share / (1 - share) * learned + 1e-9) if share < 1 else len(decisions)
     result = []
     for decision in decisions:
         if decision.action == "pseudo":

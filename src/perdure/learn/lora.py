@@ -96,18 +96,19 @@ class LoraLearner:
         """
         if not data.texts:
             raise ValueError("an update needs at least one row, but the training set is empty")
-        torch.manual_seed(self._seed)
         rng = np.random.default_rng(self._seed)
-        network = _Network(self._encoder, self._settings, data)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            network = _Network(self._encoder, self._settings, data)
         champion, dropped = network.continue_from(champion)
         if dropped:
             logger.warning("the champion's adapter and EWC anchor are not used: %s", dropped)
-        network.imprint(data)
-        anchor = network.align(champion) if champion is not None else None
+        network.start_head(champion)
+        anchor = network.anchor(champion)
         steps, loss = self._train(network, data, anchor, rng)
         theta = network.theta()
         penalty = self._settings.ewc * float(anchor.penalty(theta).detach()) if anchor else 0.0
-        fisher, samples = network.fisher(data, self._settings, rng, self._seed)
+        fisher, samples = network.fisher(self._settings, rng, self._seed)
         previous = anchor.fisher if anchor else None
         new = Anchor(
             {name: value.detach().clone() for name, value in theta.items()},
@@ -212,23 +213,34 @@ class _Network:
         self._index_labels()
         return champion, None
 
-    def imprint(self, data: TrainingSet) -> None:
-        """Starts the head at the mean embedding of each label (Qi et al., "Weight Imprinting", CVPR 2018)."""
+    def start_head(self, champion: Champion | None) -> None:
+        """Starts the head at the champion's rows; for other labels at their mean embedding.
+
+        Qi et al., "Low-Shot Learning with Imprinted Weights", CVPR 2018.
+        """
+        known = champion.labels if champion else ()
+        rows = [row for row, label in enumerate(self._data.labels) if label not in known]
         total = torch.zeros(len(self.labels), self._encoder.dim)
         with torch.no_grad():
-            for start in range(0, len(self.tokens), 64):
-                rows = slice(start, start + 64)
-                embeddings = self.embed(self._encoder.trunk(self.tokens[rows]))
-                total.index_add_(0, self._targets[rows], embeddings)
+            for start in range(0, len(rows), 64):
+                part = rows[start : start + 64]
+                embeddings = self.embed(self._encoder.trunk([self.tokens[row] for row in part]))
+                total.index_add_(0, self._targets[part], embeddings)
             self.head.weight.copy_(nn.functional.normalize(total, dim=1))
+            if champion:
+                self.head.weight[self._places(champion)] = champion.weights[HEAD].float()
 
-    def align(self, champion: Champion) -> Anchor | None:
-        """The champion's head rows take their places, and its anchor grows to the labels of now."""
+    def anchor(self, champion: Champion | None) -> Anchor | None:
+        """The champion's anchor, its head's rows moved to the places that their labels have now."""
+        if champion is None or champion.anchor is None:
+            return None
+        # Labels that the champion's head was given after its last update come last, and the anchor does not know them.
+        anchored = champion.anchor.theta[HEAD].shape[0]
+        return champion.anchor.grown(HEAD, self._places(champion)[:anchored], len(self.labels))
+
+    def _places(self, champion: Champion) -> list[int]:
         column = {label: index for index, label in enumerate(self.labels)}
-        order = [column[label] for label in champion.labels]
-        with torch.no_grad():
-            self.head.weight[order] = champion.weights[HEAD].float()
-        return champion.anchor.grown(HEAD, order, len(self.labels)) if champion.anchor else None
+        return [column[label] for label in champion.labels]
 
     def embed(self, trunk: Trunk) -> Tensor:
         hidden = trunk.hidden
@@ -273,16 +285,13 @@ class _Network:
         weights[HEAD] = self.head.weight.detach().clone()
         return weights
 
-    def fisher(
-        self, data: TrainingSet, settings: LoraSettings, rng: np.random.Generator, seed: int
-    ) -> tuple[dict[str, Tensor], int]:
+    def fisher(self, settings: LoraSettings, rng: np.random.Generator, seed: int) -> tuple[dict[str, Tensor], int]:
         """Fisher information of θ on a sample of the rows that were trained on."""
         # An exact expectation costs one backward pass a class: the same budget buys fewer samples.
         classes = len(self.labels)
-        count = min(settings.fisher_samples // (classes if classes <= EXACT_CLASSES else 1), len(data.texts))
-        rows = sorted(
-            (int(row) for row in rng.choice(len(data.texts), count, replace=False)), key=lambda r: len(self.tokens[r])
-        )
+        budget = max(1, settings.fisher_samples // (classes if classes <= EXACT_CLASSES else 1))
+        drawn = rng.choice(len(self.tokens), min(budget, len(self.tokens)), replace=False)
+        rows = sorted((int(row) for row in drawn), key=lambda row: len(self.tokens[row]))
         batches = [rows[start : start + settings.batch] for start in range(0, len(rows), settings.batch)]
 
         def forward(batch: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -100,10 +100,14 @@ class Material:
 
     def fresh(self) -> Labelled:
         """Labelled rows of this turn, but for those in quarantine."""
-        doubtful = {decision.row.id for decision in self.gated.of("quarantine")}
-        return Labelled.of(
-            [(row.text, row.label) for row in self.rows if row.label is not None and row.id not in doubtful]
-        )
+        doubtful = self.doubtful()
+        rows = Labelled.of([(row.text, row.label) for row in self.rows if row.label is not None])
+        return rows.where([key not in doubtful for key in rows.keys])
+
+    def doubtful(self) -> frozenset[str]:
+        """Keys of the samples that came with rows which went into quarantine in this turn."""
+        rows = (decision.row for decision in self.gated.of("quarantine"))
+        return frozenset(sample_key(row.label, row.text) for row in rows if row.label is not None)
 
     def remembered(self) -> Labelled:
         """Living samples that did not come with this turn's rows."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from perdure.errors import VersionDamaged
 from perdure.model.encoder import Encoder, Trunk, pool
+from perdure.records import Float
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,10 @@ class AdapterShape:
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
+
+    def factors(self) -> tuple[str, ...]:
+        """Names of all factors: `TARGET.A` and `TARGET.B` for each target."""
+        return tuple(f"{target}.{factor}" for target in self.targets for factor in "AB")
 
     def to_json(self) -> dict[str, Any]:
         return {"rank": self.rank, "alpha": self.alpha, "layers": self.layers, "targets": list(self.targets)}
@@ -50,7 +56,7 @@ class Adapter:
     Args:
         encoder: the frozen encoder; its layers below the cut are shared.
         shape: rank, scale and targets.
-        weights: `NAME.A` (r × in) and `NAME.B` (out × r) for every target.
+        weights: `NAME.A` (r × in) and `NAME.B` (out × r) for every target; others are left out.
 
     Raises:
         VersionDamaged: weights are missing or do not fit this encoder.
@@ -63,17 +69,20 @@ class Adapter:
                 "set lora.layers to what the version was trained with"
             )
         self.shape = shape
-        self.weights = dict(weights)
-        self._encoder = encoder
+        self.encoder = encoder
+        self.weights = {name: weights[name] for name in shape.factors() if name in weights}
         self._top = encoder.copy_top()
         modules = dict(self._top.named_modules())
         with torch.no_grad():
             for name in shape.targets:
-                layer = modules.get(name)
-                factors = weights.get(f"{name}.A"), weights.get(f"{name}.B")
-                if not isinstance(layer, nn.Linear) or factors[0] is None or factors[1] is None:
+                layer, down, up = modules.get(name), weights.get(f"{name}.A"), weights.get(f"{name}.B")
+                if not isinstance(layer, nn.Linear) or down is None or up is None:
                     raise VersionDamaged(f"the adapter has no factors for {name!r}, or this encoder has no such map")
-                layer.weight += (shape.scale * (factors[1] @ factors[0])).to(layer.weight.device)
+                wanted = (shape.rank, layer.in_features), (layer.out_features, shape.rank)
+                found = tuple(down.shape), tuple(up.shape)
+                if found != wanted:
+                    raise VersionDamaged(f"the adapter's factors for {name!r} are {found}, not {wanted}")
+                layer.weight += (shape.scale * (up @ down)).to(layer.weight.device)
 
     @torch.no_grad()
     def embed(self, trunk: Trunk) -> Tensor:
@@ -82,3 +91,10 @@ class Adapter:
         for layer in self._top:
             hidden = trunk.call(layer, hidden)
         return nn.functional.normalize(pool(hidden, trunk.mask).float(), dim=1)
+
+    def embeddings(self, texts: Sequence[str], batch: int) -> Float:
+        """Adapted embeddings of n texts, n × d, without the frozen layers' part; in batches of a fixed shape."""
+        result = np.zeros((len(texts), self.encoder.dim), dtype=np.float32)
+        for rows, trunk in self.encoder.batches(self.encoder.tokens(texts), batch):
+            result[rows] = self.embed(trunk)[: len(rows)].cpu().numpy()
+        return result

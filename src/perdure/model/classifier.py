@@ -26,6 +26,9 @@ MODEL_FILE = "model.json"
 HEAD_FILE = "head.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
 
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
+"""What reading a file of a version raises when it is missing, cut short, or not what was written."""
+
 
 @dataclass(frozen=True, slots=True)
 class AdaptedHead:
@@ -41,6 +44,11 @@ class AdaptedHead:
     """Its weight in the mean of logarithms; the frozen head has the rest."""
     sharpness: float = 1.0
     """The mean of logarithms is multiplied by this: two opinions that agree are surer than each alone."""
+
+    def logits(self, embeddings: Float) -> Float:
+        """n × C of n adapted embeddings (n × d), times the temperature."""
+        result: Float = (embeddings @ self.weights.T) * np.float32(self.temperature)
+        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +76,7 @@ class AnalyticClassifier(Classifier):
 
     Args:
         version: its name.
-        encoder: the frozen encoder.
+        encoder: the frozen encoder; with an adapter, the adapter's own, which may be cut elsewhere.
         features: the random features that the head was solved for.
         labels: C labels, sorted.
         weights: D × C.
@@ -93,7 +101,8 @@ class AnalyticClassifier(Classifier):
     ) -> None:
         self.version = version
         self.labels = tuple(labels)
-        self.encoder = encoder
+        # An adapter only fits the encoder that was cut for it.
+        self.encoder = adapted.adapter.encoder if adapted else encoder
         self.features = features
         self.weights = weights
         self.temperature = temperature
@@ -120,22 +129,24 @@ class AnalyticClassifier(Classifier):
         return encode(self.encoder, self.adapted.adapter if self.adapted else None, texts, self._batch, fixed_shapes)
 
     def combine(self, scores: Float, adapted: Float | None) -> Scores:
-        """Probabilities from the head's scores (n × C) and the adapted embeddings (n × d)."""
-        logarithms = _log_softmax(scores * self.temperature)
-        if self.adapted is not None and adapted is not None:
-            second = self.adapted
-            theirs = _log_softmax((adapted @ second.weights.T) * second.temperature)
-            column = {label: index for index, label in enumerate(self.labels)}
-            shared = [(column[label], index) for index, label in enumerate(second.labels) if label in column]
-            mine, other = [pair[0] for pair in shared], [pair[1] for pair in shared]
-            mixed = logarithms.copy()
+        """Probabilities from the head's scores (n × C) and the adapted embeddings (n × d).
+
+        Without adapted embeddings, or without an adapter, the head speaks alone.
+        """
+        return self.blend(scores, None if self.adapted is None or adapted is None else self.adapted.logits(adapted))
+
+    def blend(self, scores: Float, logits: Float | None) -> Scores:
+        """Probabilities from the head's scores (n × C) and the adapted head's logits over its own labels."""
+        logarithms = _log_softmax(scores * np.float32(self.temperature))
+        place = {label: index for index, label in enumerate(self.adapted.labels)} if self.adapted else {}
+        mine = [index for index, label in enumerate(self.labels) if label in place]
+        if self.adapted is not None and logits is not None and mine:
+            theirs = _log_softmax(logits[:, [place[self.labels[index]] for index in mine]])
+            share, sharpness = np.float32(self.adapted.share), np.float32(self.adapted.sharpness)
             # Both speak of the labels they share; within those the first head's share of probability is kept.
             inside = _log_sum(logarithms[:, mine])
-            blended = (1 - second.share) * (logarithms[:, mine] - inside) + second.share * _log_softmax(
-                theirs[:, other]
-            )
-            mixed[:, mine] = _log_softmax(blended * np.float32(second.sharpness)) + inside
-            logarithms = mixed
+            blended = (1 - share) * (logarithms[:, mine] - inside) + share * theirs
+            logarithms[:, mine] = _log_softmax(sharpness * blended) + inside
         probabilities = np.exp(logarithms)
         return Scores(self.labels, (probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32))
 
@@ -159,9 +170,9 @@ class AnalyticClassifier(Classifier):
         """Names the space of `Encoded.last`: versions that share it need not embed memory again."""
         digest = hashlib.sha256(self.encoder.fingerprint.encode())
         if self.adapted is not None:
+            digest.update(json.dumps(self.adapted.adapter.shape.to_json()).encode())
             for name, value in sorted(self.adapted.adapter.weights.items()):
-                if name != "head":
-                    digest.update(name.encode() + value.contiguous().numpy().tobytes())
+                digest.update(name.encode() + value.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def finite(self) -> bool:
@@ -199,7 +210,7 @@ class AnalyticClassifier(Classifier):
                 "share": second.share,
                 "sharpness": second.sharpness,
             }
-            factors = {key: value.contiguous() for key, value in second.adapter.weights.items() if key != "head"}
+            factors = {name: value.contiguous() for name, value in second.adapter.weights.items()}
             files[ADAPTER_FILE] = save({**factors, "head": torch.from_numpy(np.ascontiguousarray(second.weights))})
         files[MODEL_FILE] = json.dumps(description, indent=1, ensure_ascii=False).encode()
         return files
@@ -208,7 +219,11 @@ class AnalyticClassifier(Classifier):
 def encode(
     encoder: Encoder, adapter: Adapter | None, texts: Sequence[str], batch: int, fixed_shapes: bool = True
 ) -> Encoded:
-    """Frozen features and, with an adapter, adapted embeddings of n texts, the shared layers run once."""
+    """Frozen features and, with an adapter, adapted embeddings of n texts, the shared layers run once.
+
+    An adapter of an encoder that was cut elsewhere brings that one along: the frozen features are the same.
+    """
+    encoder = adapter.encoder if adapter else encoder
     features = np.zeros((len(texts), encoder.inputs), dtype=np.float32)
     adapted = np.zeros((len(texts), encoder.dim), dtype=np.float32) if adapter else None
     tokens = encoder.tokens(texts)
@@ -250,43 +265,54 @@ def load_classifier(folder: Path, version: str, *, batch: int, encoder: str | No
         description = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
         weights = load_file(folder / HEAD_FILE)["weights"].numpy()
         wanted, drawn = description["encoder"], description["features"]
+        name, fingerprint = str(wanted["name"]), str(wanted["fingerprint"])
+        max_tokens, adapted_layers = int(wanted["max_tokens"]), int(wanted["adapted_layers"])
+        count, bandwidth, seed = int(drawn["count"]), float(drawn["bandwidth"]), int(drawn["seed"])
         labels = tuple(description["labels"])
         temperature = float(description["temperature"])
         second: Mapping[str, Any] | None = description.get("adapted")
-        factors = load_file(folder / ADAPTER_FILE) if second else {}
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise VersionDamaged(f"version {version} cannot be read from {folder}: {error}") from error
-    base = shared_encoder(encoder or wanted["name"], int(wanted["max_tokens"]), int(wanted["adapted_layers"]))
-    if base.fingerprint != wanted["fingerprint"]:
+        tensors = load_file(folder / ADAPTER_FILE) if second else {}
+    except UNREADABLE as error:
+        raise VersionDamaged(f"version {version} cannot be read from {folder}: {error!r}") from error
+    base = shared_encoder(encoder or name, max_tokens, adapted_layers)
+    if base.fingerprint != fingerprint:
         raise VersionDamaged(
-            f"version {version} was made with encoder {wanted['name']!r} {wanted['fingerprint'][:12]}, but the one "
+            f"version {version} was made with encoder {name!r} {fingerprint[:12]}, but the one "
             f"found here is {base.fingerprint[:12]}: install the same weights, or fit a first version anew"
         )
-    features = shared_features(base.inputs, int(drawn["count"]), float(drawn["bandwidth"]), int(drawn["seed"]))
+    features = shared_features(base.inputs, count, bandwidth, seed)
     if weights.shape != (features.features, len(labels)):
         raise VersionDamaged(f"version {version}: head is {weights.shape}, not {(features.features, len(labels))}")
-    adapted = None
-    if second:
-        adapted = AdaptedHead(
-            adapter=Adapter(base, AdapterShape.from_json(second["shape"]), factors),
-            labels=tuple(second["labels"]),
-            weights=factors["head"].float().numpy(),
-            temperature=float(second["temperature"]),
-            share=float(second["share"]),
-            sharpness=float(second["sharpness"]),
-        )
     return AnalyticClassifier(
         version,
         base,
         features,
-        feature_seed=int(drawn["seed"]),
-        bandwidth=float(drawn["bandwidth"]),
+        feature_seed=seed,
+        bandwidth=bandwidth,
         labels=labels,
         weights=weights,
         temperature=temperature,
-        adapted=adapted,
+        adapted=_adapted_head(base, second, tensors, version) if second else None,
         batch=batch,
     )
+
+
+def _adapted_head(
+    encoder: Encoder, fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], version: str
+) -> AdaptedHead:
+    try:
+        shape = AdapterShape.from_json(fields["shape"])
+        labels = tuple(fields["labels"])
+        weights = tensors["head"].float().numpy()
+        temperature, share = float(fields["temperature"]), float(fields["share"])
+        sharpness = float(fields["sharpness"])
+    except UNREADABLE as error:
+        raise VersionDamaged(f"the adapted head of version {version} cannot be read: {error!r}") from error
+    if weights.shape != (len(labels), encoder.dim):
+        raise VersionDamaged(
+            f"version {version}: the adapted head is {weights.shape}, not {(len(labels), encoder.dim)}"
+        )
+    return AdaptedHead(Adapter(encoder, shape, tensors), labels, weights, temperature, share, sharpness)
 
 
 def _log_sum(logarithms: Float) -> Float:

