@@ -124,9 +124,9 @@ class LoraSettings(Section):
     layers: Count = 3
     """Last layers of the encoder that are adapted; those below are computed once for both feature spaces."""
     epochs: Count = 3
-    """Passes over the new rows in one update."""
+    """Passes over the training rows in one update."""
     batch: Count = 32
-    """Rows in one step, half of them new and half replayed."""
+    """Rows in one training step."""
     learning_rate: Positive = 5e-4
     """Of AdamW, at its peak."""
     ewc: Annotated[float, Field(ge=0)] = 100.0
@@ -288,7 +288,10 @@ def _from_file(file: Path | None) -> Iterator[tuple[str, Any]]:
         raise SettingError(f"the settings file {file} is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise SettingError(f"the settings file {file} must hold sections, but holds {type(tree).__name__}")
-    yield from _leaves(tree)
+    for name, value in _leaves(tree):
+        # A section whose settings are all commented out.
+        if value is not None or name not in Settings.model_fields:
+            yield name, value
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -98,16 +98,11 @@ def _run(
     with Progress(folder.path, identity(settings, scenario)) as progress:
         config, data = folder.write(settings, scenario)
         lookout = Lookout(settings)
-        with (
-            Processes(folder.path, config, threads=settings.model.threads) as processes,
-            closing(
-                Demo(
-                    Parts(scenario, settings, progress, processes, lookout, view, interruption, rate),
-                    folder.path / "cache",
-                    lambda turn: keep_reports(lookout.registry, turn, folder.path),
-                )
-            ) as story,
-        ):
+        processes = Processes(folder.path, config, threads=settings.model.threads)
+        parts = Parts(scenario, settings, progress, processes, lookout, view, interruption, rate)
+        story = Demo(parts, folder.path / "cache", lambda turn: keep_reports(lookout.registry, turn, folder.path))
+        # The processes end first: an exam may be busy for a while before it notices.
+        with closing(story), processes:
             url = None
             if story.finished:
                 console.print(f"The demo in {folder.path} is over; this is what came of it (--fresh starts anew).")

@@ -30,10 +30,8 @@ MADE = (
 PRODUCT = {
     # One thread for each process: API, turn and exam share two cores, and with two threads each they would fight.
     "model.threads": 1,
-    # The trainer starts a turn by itself in each wave, and takes what came meanwhile soon after.
-    "trainer.min_new_labels": 60,
-    "trainer.interval_seconds": 20,
-    "trainer.poll_seconds": 1,
+    # The trainer starts a turn by itself in each wave, when most of it has come.
+    "trainer.min_new_labels": 110,
     "memory.per_class": 50,
     # Any free port.
     "serving.port": 0,

@@ -15,6 +15,9 @@ from perdure.turn import TurnResult
 HISTORY = 200
 """Turns looked back at."""
 
+DELTAS = 1000
+"""Changes of labels that are counted at most."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -31,7 +34,7 @@ class Sight:
     learning: bool
     """A turn is under way, as far as memory knows."""
     settled: bool
-    """Everything recorded has been read, and every label has had its turn."""
+    """Everything recorded has been read, and what waits is not enough for a turn before its time."""
 
 
 class Lookout:
@@ -55,19 +58,20 @@ class Lookout:
             with open_stream(self._settings.stream) as stream:
                 end = dict(stream.end())
             with open_memory(self._settings, read_only=True) as memory:
-                waiting = max(memory.counts().fresh, len(memory.deltas(1)))
+                waiting = max(memory.counts().fresh, len(memory.deltas(DELTAS)))
                 learning = memory.turn().stage == "frozen"
                 read = dict(memory.offset()) == end
                 turns = tuple(TurnResult.decode(text) for text in memory.history(HISTORY))
         except (StoreBusy, StreamError) as error:
             _log.debug("cannot look now: %s", error)
             return None
+        enough = max(self._settings.trainer.min_new_labels, 1)
         return Sight(
             promotions=self.registry.promotions(),
             turns=turns,
             waiting=waiting,
             learning=learning,
-            settled=read and not waiting and not learning,
+            settled=read and waiting < enough and not learning,
         )
 
     def quarantined(self) -> tuple[Quarantined, ...]:

@@ -92,9 +92,12 @@ class Processes:
         return {name: child.pid for name, child in self._children.items()}
 
     def stop(self) -> None:
-        """Stops everything: first who learns, then who answers."""
-        for name in reversed(tuple(self._children)):
-            self._children.pop(name).stop(GRACE_SECONDS)
+        """Stops everything, all at once."""
+        end = time.monotonic() + GRACE_SECONDS
+        for child in self._children.values():
+            child.ask()
+        while self._children:
+            self._children.popitem()[1].stop(max(end - time.monotonic(), 0.0))
 
     def __enter__(self) -> Self:
         return self

@@ -86,11 +86,15 @@ class Child:
         except subprocess.TimeoutExpired:
             return None
 
-    def stop(self, grace: float) -> int:
-        """Asks the group to end, and kills what is left after `grace` seconds; its exit status."""
+    def ask(self) -> None:
+        """Asks the group to end, and does not wait for it."""
         if self.code() is None:
             self._signal(signal.SIGTERM)
-            self.wait(grace)
+
+    def stop(self, grace: float) -> int:
+        """Asks the group to end, and kills what is left after `grace` seconds; its exit status."""
+        self.ask()
+        self.wait(grace)
         self._signal(signal.SIGKILL)
         code = self._process.wait()
         if self._process.stdin:

@@ -114,12 +114,13 @@ def known_labels(comparison: Comparison, margin: float, alpha: float) -> Check:
 def known_labels_beside_new(comparison: Comparison, margin: float, alpha: float) -> Check:
     """Old labels pay little for new ones, where a head only gains labels.
 
-    Passes as `known_labels` does. Where the rows are too few for that, it also passes if the loss that was seen stays
-    within the margin and the candidate is right more often on all rows together, beyond doubt: to wait for proof would
-    leave every row of a new label wrong. Fails where the loss that was seen is above the margin.
+    Passes as `known_labels` does. Else it also passes if the loss that was seen stays within the margin and the
+    candidate is right more often on all rows together, beyond doubt: a row that used to get the nearest old label now
+    has a right one, which costs the old ones a little, and to wait for proof that it does not would leave every row of
+    a new label wrong. Fails where the loss that was seen is above the margin.
     """
     strict = known_labels(comparison, margin, alpha)
-    if strict.passed is not None or not strict.rows:
+    if strict.passed or not strict.rows:
         return strict
     known, everything = comparison.paired(comparison.known), comparison.paired(comparison.known | comparison.new)
     seen = (known.gains - known.losses) / known.rows

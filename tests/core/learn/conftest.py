@@ -22,7 +22,7 @@ WORDS = {
 }
 FILLERS = ("where is my", "please", "i want to", "can you", "the", "help", "not work", "do")
 
-Pairs = Sequence[tuple[str, str]]
+Pairs = Sequence[tuple[str, str | None]]
 Requests = Callable[..., list[tuple[str, str]]]
 MaterialOf = Callable[..., Material]
 
@@ -91,7 +91,7 @@ def material_of(encoder: Encoder, settings: Settings) -> MaterialOf:
             Decision(row, action, row.label if action in ("learn", "pseudo") else None, "as told")
             for row, action in zip(rows, actions or ["learn"] * len(rows), strict=True)
         ]
-        samples = {sample_key(label, text): (text, label) for text, label in [*past, *now]}
+        samples = {sample_key(label, text): (text, label) for text, label in [*past, *now] if label is not None}
         return Material(
             turn,
             rows,

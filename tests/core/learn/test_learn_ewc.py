@@ -112,7 +112,7 @@ def test_penalty_and_gradient_are_those_of_the_formula() -> None:
     penalty = anchor.penalty({"head": theta})
     penalty.backward()  # type: ignore[no-untyped-call]
     # ½·(0.5·2² + 0·5² + 4·1² + 1·0.5²)
-    assert float(penalty) == pytest.approx(3.125)
+    assert penalty.item() == pytest.approx(3.125)
     assert theta.grad is not None
     assert theta.grad.tolist() == [[1.0, 0.0], [4.0, -0.5]]
 

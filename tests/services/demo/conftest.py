@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -141,3 +142,33 @@ def api() -> Iterator[Api]:
     server.shutdown()
     thread.join(5)
     server.server_close()
+
+
+@pytest.fixture
+def until() -> Callable[..., None]:
+    """Waits until something is true."""
+
+    def wait(true: Callable[[], Any], seconds: float = 10.0) -> None:
+        end = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < end, "it never came true"
+            time.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
+def gone(until: Callable[..., None]) -> Callable[..., None]:
+    """Waits until a process is no more, or is a zombie that nobody has taken away yet."""
+
+    def dead(pid: int) -> bool:
+        try:
+            return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    def wait(pid: int, seconds: float = 5.0) -> None:
+        assert pid != os.getpid()
+        until(lambda: dead(pid), seconds)
+
+    return wait

@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from perdure.config import LoraSettings, Settings
+from perdure.learn.lora import HEAD, HEAD_SCALE, Champion, LoraLearner, TrainingSet, Update
+from perdure.model.adapter import Adapter
+from perdure.model.encoder import Encoder, pool
+
+LABELS = ("card", "login", "parcel")
+Requests = Callable[..., list[tuple[str, str]]]
+Learn = Callable[..., Update]
+
+
+@pytest.fixture
+def data(requests: Requests) -> TrainingSet:
+    return training_set(requests(LABELS, 8), fresh=12)
+
+
+def training_set(pairs: Sequence[tuple[str, str]], fresh: int | None = None) -> TrainingSet:
+    """Rows in turn over the labels; all of them fresh where nothing else is said."""
+    order = np.random.default_rng(0).permutation(len(pairs))
+    texts, labels = tuple(pairs[row][0] for row in order), tuple(pairs[row][1] for row in order)
+    return TrainingSet(texts, labels, len(texts) if fresh is None else fresh)
+
+
+@pytest.fixture
+def learn(encoder: Encoder, settings: Settings) -> Learn:
+    def run(data: TrainingSet, champion: Champion | None = None, *, seed: int = 0, **changed: Any) -> Update:
+        lora = LoraSettings.model_validate({**settings.lora.model_dump(), **changed})
+        return LoraLearner(encoder, lora, seed=seed).update(data, champion)
+
+    return run
+
+
+@pytest.fixture
+def champion(learn: Learn, data: TrainingSet) -> Champion:
+    return champion_of(learn(data))
+
+
+def champion_of(update: Update, anchor: bool = True) -> Champion:
+    return Champion(update.shape, update.weights, update.labels, update.anchor if anchor else None)
+
+
+def logits_of(encoder: Encoder, update: Update, texts: Sequence[str]) -> Tensor:
+    """What the update's adapter and head say, as it would be served."""
+    embeddings = torch.from_numpy(Adapter(encoder, update.shape, update.weights).embeddings(texts, 16))
+    return HEAD_SCALE * embeddings @ update.weights[HEAD].T
+
+
+def accuracy(encoder: Encoder, update: Update, data: TrainingSet) -> float:
+    best = logits_of(encoder, update, data.texts).argmax(dim=1)
+    return float(np.mean([update.labels[column] == label for column, label in zip(best, data.labels, strict=True)]))
+
+
+def theta_of(update: Update | Champion) -> dict[str, Tensor]:
+    theta = {
+        name: update.shape.scale * (update.weights[f"{name}.B"] @ update.weights[f"{name}.A"])
+        for name in update.shape.targets
+    }
+    return {**theta, HEAD: update.weights[HEAD]}
+
+
+def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    """To the last bit."""
+    assert set(one) == set(other)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ── training ──
+def test_an_update_learns_what_it_is_shown(encoder: Encoder, learn: Learn) -> None:
+    # Neither word decides alone, so that means of embeddings cannot tell the labels apart.
+    sense = {("please", "card"): "x", ("help", "login"): "x", ("help", "card"): "y", ("please", "login"): "y"}
+    words = {"card": ("card", "stolen", "limit", "broken"), "login": ("password", "login", "reset", "account")}
+    data = training_set(
+        [
+            (f"{filler} {first} {second}", label)
+            for (filler, topic), label in sense.items()
+            for first, second in permutations(words[topic], 2)
+        ]
+    )
+    untrained = learn(data, learning_rate=1e-12, epochs=1)
+    trained = learn(data, learning_rate=2e-2, epochs=10)
+    assert accuracy(encoder, trained, data) > 0.85 > 0.7 > accuracy(encoder, untrained, data)
+    assert trained.loss < untrained.loss
+    assert trained.steps == 10 * 6
+    assert trained.labels == ("x", "y")
+    assert all(torch.isfinite(value).all() for value in trained.weights.values())
+
+
+def test_the_same_seed_gives_the_same_bits(learn: Learn, data: TrainingSet) -> None:
+    one, other = learn(data, seed=3), learn(data, seed=3)
+    assert_same(one.weights, other.weights)
+    assert_same(one.anchor.fisher, other.anchor.fisher)
+    assert (one.steps, one.loss, one.penalty) == (other.steps, other.loss, other.penalty)
+    assert not torch.equal(one.weights[HEAD], learn(data, seed=4).weights[HEAD])
+
+
+def test_an_update_leaves_everybody_elses_random_numbers_alone(learn: Learn, data: TrainingSet) -> None:
+    torch.manual_seed(11)
+    wanted = torch.rand(3)
+    torch.manual_seed(11)
+    learn(data, epochs=1)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_the_encoder_stays_frozen(encoder: Encoder, learn: Learn, data: TrainingSet) -> None:
+    before = encoder.features(data.texts, 16)
+    learn(data, epochs=1)
+    assert np.array_equal(encoder.features(data.texts, 16), before)
+    assert not any(parameter.requires_grad for parameter in encoder.top.parameters())
+
+
+def test_an_empty_training_set_is_refused(learn: Learn) -> None:
+    with pytest.raises(ValueError, match="at least one row, but the training set is empty"):
+        learn(TrainingSet((), (), 0))
+
+
+@pytest.mark.parametrize("fresh", [0, 24])
+def test_one_side_alone_is_enough(learn: Learn, data: TrainingSet, fresh: int) -> None:
+    assert learn(dataclasses.replace(data, fresh=fresh), epochs=1).steps == 3
+
+
+def test_progress_is_told_at_every_step(encoder: Encoder, settings: Settings, data: TrainingSet) -> None:
+    told: list[tuple[int, int]] = []
+    learner = LoraLearner(encoder, settings.lora, seed=0, progress=lambda step, steps: told.append((step, steps)))
+    steps = learner.update(data, None).steps
+    assert told == [(step, steps) for step in range(1, steps + 1)]
+
+
+# ── going on from the champion ──
+def test_an_update_goes_on_from_the_champion(learn: Learn, data: TrainingSet, champion: Champion) -> None:
+    still = learn(data, champion, learning_rate=1e-12)
+    for name, value in still.weights.items():
+        torch.testing.assert_close(value, champion.weights[name], rtol=0, atol=1e-7)
+    assert still.dropped is None
+
+
+def test_a_label_that_nothing_is_left_of_keeps_its_row(learn: Learn, requests: Requests, champion: Champion) -> None:
+    update = learn(training_set(requests(("card", "parcel"), 8)), champion, learning_rate=1e-12)
+    assert update.labels == LABELS
+    torch.testing.assert_close(update.weights[HEAD], champion.weights[HEAD], rtol=0, atol=1e-7)
+
+
+def test_a_new_label_starts_at_its_mean_embedding(
+    encoder: Encoder, learn: Learn, requests: Requests, champion: Champion
+) -> None:
+    pairs = requests(("parcel", "refund"), 8)
+    update = learn(training_set(pairs), champion, learning_rate=1e-12)
+    assert update.labels == (*LABELS, "refund")
+    torch.testing.assert_close(update.weights[HEAD][:3], champion.weights[HEAD], rtol=0, atol=1e-7)
+    texts = [text for text, label in pairs if label == "refund"]
+    embeddings = torch.from_numpy(Adapter(encoder, champion.shape, champion.weights).embeddings(texts, 16))
+    wanted = nn.functional.normalize(embeddings.mean(dim=0), dim=0)
+    torch.testing.assert_close(update.weights[HEAD][3], wanted, rtol=0, atol=1e-5)
+
+
+def test_rows_follow_their_labels_whatever_the_champions_order(
+    learn: Learn, requests: Requests, champion: Champion
+) -> None:
+    turned = dataclasses.replace(
+        champion,
+        labels=champion.labels[::-1],
+        weights={**champion.weights, HEAD: champion.weights[HEAD].flip(0)},
+        anchor=None,
+    )
+    update = learn(training_set(requests(LABELS, 4)), turned, learning_rate=1e-12)
+    torch.testing.assert_close(update.weights[HEAD], champion.weights[HEAD], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"), [({"rank": 3}, "rank was 2 and is 3"), ({"alpha": 8}, "alpha was 4 and is 8")]
+)
+def test_an_adapter_of_another_shape_is_left_with_a_reason(
+    learn: Learn,
+    data: TrainingSet,
+    champion: Champion,
+    caplog: pytest.LogCaptureFixture,
+    changed: dict[str, int],
+    reason: str,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        update = learn(data, champion, **changed)
+    assert update.dropped == reason
+    assert reason in caplog.text
+    fresh = learn(data, None, **changed)
+    assert_same(update.weights, fresh.weights)
+    assert_same(update.anchor.fisher, fresh.anchor.fisher)
+    assert (update.penalty, fresh.dropped) == (0.0, None)
+
+
+# ── distillation ──
+def soft_targets(data: TrainingSet, answers: Mapping[str, Sequence[float]], labels: tuple[str, ...]) -> TrainingSet:
+    rows = np.array([answers[label] for label in data.labels], dtype=np.float32)
+    return dataclasses.replace(data, soft=rows, soft_labels=labels)
+
+
+def test_distillation_pulls_towards_the_champions_answers(encoder: Encoder, learn: Learn, data: TrainingSet) -> None:
+    answers = {"card": (0.5, 0.4, 0.1), "login": (0.1, 0.5, 0.4), "parcel": (0.4, 0.1, 0.5)}
+    taught = soft_targets(data, answers, LABELS)
+    assert taught.soft is not None
+    wanted = torch.from_numpy(taught.soft)
+
+    def distance(update: Update) -> float:
+        logarithms = torch.log_softmax(logits_of(encoder, update, data.texts), dim=1)
+        return float(-(wanted * logarithms).sum(dim=1).mean())
+
+    alone, little, much = (learn(taught, epochs=4, distillation=weight) for weight in (0.0, 1.0, 10.0))
+    assert distance(alone) > distance(little) > distance(much)
+    entropy = float(-(wanted * wanted.log()).sum(dim=1).mean())
+    assert distance(much) - entropy < 0.5 * (distance(alone) - entropy)
+
+
+def test_soft_targets_find_their_columns_by_name(learn: Learn, data: TrainingSet) -> None:
+    answers = {"card": (0.5, 0.4, 0.1), "login": (0.1, 0.5, 0.4), "parcel": (0.4, 0.1, 0.5)}
+    turned = {label: row[::-1] for label, row in answers.items()}
+    one = learn(soft_targets(data, answers, LABELS), epochs=1)
+    other = learn(soft_targets(data, turned, LABELS[::-1]), epochs=1)
+    for name, value in one.weights.items():
+        torch.testing.assert_close(value, other.weights[name], rtol=0, atol=1e-4)
+
+
+def test_the_champion_says_nothing_of_labels_that_it_does_not_know(learn: Learn, data: TrainingSet) -> None:
+    one = soft_targets(data, {"card": (0.9, 0.1), "login": (0.2, 0.8), "parcel": (0.9, 0.1)}, LABELS[:2])
+    other = soft_targets(data, {"card": (0.9, 0.1), "login": (0.2, 0.8), "parcel": (0.1, 0.9)}, LABELS[:2])
+    assert_same(learn(one).weights, learn(other).weights)
+
+
+def test_a_champion_of_other_labels_teaches_nothing(learn: Learn, data: TrainingSet) -> None:
+    strange = soft_targets(data, dict.fromkeys(LABELS, (0.5, 0.5)), ("x", "y"))
+    assert_same(learn(strange).weights, learn(data).weights)
+
+
+# ── EWC ──
+def test_strong_ewc_keeps_parameters_near_the_anchor(learn: Learn, requests: Requests, data: TrainingSet) -> None:
+    champion = champion_of(learn(data))
+    # The same wording under other labels: without EWC everything must move.
+    names = dict(zip(LABELS, (*LABELS[1:], LABELS[0]), strict=True))
+    opposite = training_set([(text, names[label]) for text, label in requests(LABELS, 8)])
+    assert champion.anchor is not None
+    penalties = []
+    for strength in (0.0, 10.0, 1e3):
+        update = learn(opposite, champion, epochs=4, ewc=strength)
+        assert update.dropped is None
+        penalties.append(float(champion.anchor.penalty(theta_of(update))))
+    free, held, tight = penalties
+    assert free > 2 * held > 40 * tight > 0
+
+
+def test_the_penalty_that_is_told_has_lambda_in_it(learn: Learn, data: TrainingSet, champion: Champion) -> None:
+    update = learn(data, champion, ewc=50.0)
+    assert champion.anchor is not None
+    assert update.penalty == pytest.approx(50.0 * float(champion.anchor.penalty(theta_of(update))), rel=1e-4)
+    assert update.penalty > 0
+
+
+def test_the_new_anchor_is_the_updates_own_parameters(learn: Learn, data: TrainingSet, champion: Champion) -> None:
+    update = learn(data, champion)
+    theta = theta_of(update)
+    assert set(update.anchor.theta) == set(update.anchor.fisher) == set(theta)
+    for name, value in theta.items():
+        torch.testing.assert_close(update.anchor.theta[name], value)
+
+
+def test_fisher_information_is_that_of_a_plain_loop_over_samples(
+    encoder: Encoder, learn: Learn, data: TrainingSet
+) -> None:
+    update = learn(data, fisher_samples=3 * len(data.texts))
+    assert update.anchor.samples == len(data.texts)
+    wanted = plain_fisher(encoder, update, data.texts)
+    assert set(update.anchor.fisher) == set(wanted)
+    for name, value in wanted.items():
+        assert float(value.max()) > 0
+        torch.testing.assert_close(update.anchor.fisher[name], value, rtol=2e-3, atol=1e-5 * float(value.max()))
+
+
+def plain_fisher(encoder: Encoder, update: Update, texts: Sequence[str]) -> dict[str, Tensor]:
+    """E over samples and labels of squared gradients of log p, by the merged weights: ∂/∂(s·BA) = ∂/∂W."""
+    top = encoder.copy_top()
+    maps: dict[str, Any] = {name: module for name, module in top.named_modules() if name in update.shape.targets}
+    head = update.weights[HEAD].clone().requires_grad_()
+    theta = theta_of(update)
+    with torch.no_grad():
+        for name, module in maps.items():
+            module.weight += theta[name]
+    parameters = [module.weight.requires_grad_() for module in maps.values()] + [head]
+    names = [*maps, HEAD]
+    total = {name: torch.zeros_like(parameter) for name, parameter in zip(names, parameters, strict=True)}
+    for text in texts:
+        trunk = encoder.trunk(encoder.tokens([text]))
+        hidden = trunk.hidden
+        for layer in top:
+            hidden = trunk.call(layer, hidden)
+        embedding = nn.functional.normalize(pool(hidden, trunk.mask), dim=1)[0]
+        logarithms = torch.log_softmax(head @ (HEAD_SCALE * embedding), dim=0)
+        for logarithm in logarithms:
+            gradients = torch.autograd.grad(logarithm, parameters, retain_graph=True)
+            for name, gradient in zip(names, gradients, strict=True):
+                total[name] += logarithm.exp().detach() * gradient**2
+    return {name: value / len(texts) for name, value in total.items()}
+
+
+def test_fisher_information_goes_on_decayed(learn: Learn, data: TrainingSet, champion: Champion) -> None:
+    assert champion.anchor is not None
+    ones = {name: torch.ones_like(value) for name, value in champion.anchor.fisher.items()}
+    with_past = dataclasses.replace(champion, anchor=dataclasses.replace(champion.anchor, fisher=ones))
+    without = dataclasses.replace(champion, anchor=None)
+    one = learn(data, with_past, ewc=0.0, fisher_decay=0.25).anchor
+    other = learn(data, without, ewc=0.0, fisher_decay=0.25).anchor
+    for name, value in one.fisher.items():
+        torch.testing.assert_close(value, other.fisher[name] + 0.25)
+
+
+def test_the_cost_of_the_fisher_pass_is_bounded_and_never_nothing(learn: Learn, data: TrainingSet) -> None:
+    assert learn(data, fisher_samples=12, epochs=1).anchor.samples == 12 // len(LABELS)
+    least = learn(data, fisher_samples=1, epochs=1).anchor
+    assert least.samples == 1
+    assert set(least.fisher) == set(least.theta)
+
+
+def test_labels_that_a_head_was_given_since_its_update_are_free(
+    encoder: Encoder, learn: Learn, requests: Requests, champion: Champion
+) -> None:
+    # As a head update does: rows of new labels come behind those that the anchor speaks of.
+    row = torch.full((1, encoder.dim), 0.1)
+    extended = dataclasses.replace(
+        champion,
+        labels=(*champion.labels, "aaa"),
+        weights={**champion.weights, HEAD: torch.cat([champion.weights[HEAD], row])},
+    )
+    update = learn(training_set(requests(LABELS, 8)), extended, ewc=1e6)
+    assert update.labels == ("aaa", *LABELS)
+    assert champion.anchor is not None
+    theta = theta_of(update)
+    held = champion.anchor.penalty({**theta, HEAD: theta[HEAD][1:]})
+    assert update.penalty == pytest.approx(1e6 * float(held), rel=1e-3)
+    assert not torch.allclose(update.weights[HEAD][0], row[0], atol=0.01)
+    assert update.anchor.fisher[HEAD].shape == (4, encoder.dim)
