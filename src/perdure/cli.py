@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Annotated
 
@@ -61,6 +62,7 @@ def perdure(
     )
 
 
+@cache
 def build() -> typer.Typer:
     """The application with all commands that are installed."""
     services = {point.name: point for point in entry_points(group=ENTRY_POINTS)}

@@ -110,7 +110,9 @@ def _csv(path: Path, data: bytes) -> Iterator[tuple[int, DataRow]]:
                 _row(path, reader.line_num, {key: value for key, value in fields.items() if key and value}),
             )
     except csv.Error as error:
-        raise DataError(str(path), reader.line_num, f"not CSV: {error}") from error
+        # The reader has counted the lines before the one that it stumbled over.
+        line = min(reader.line_num + 1, data.count(b"\n") + 1)
+        raise DataError(str(path), line, f"not CSV: {error}") from error
 
 
 def _row(path: Path, number: int, fields: Any) -> DataRow:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import uuid_utils
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from perdure.errors import RecordError
 
@@ -37,8 +37,13 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS), AfterValidator(whole_characters)]
-Subject = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(whole_characters)]
+def _whole(value: Any) -> Any:
+    # Before anything else: pydantic cannot even measure a string that no encoding can carry.
+    return whole_characters(value) if isinstance(value, str) else value
+
+
+Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS), BeforeValidator(_whole)]
+Subject = Annotated[str, Field(min_length=1, max_length=1000), BeforeValidator(_whole)]
 
 
 def new_id() -> str:

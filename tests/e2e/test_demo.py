@@ -171,7 +171,7 @@ def test_no_request_failed_and_everything_was_recorded(story):
     assert figures["failed_requests"] == 0
     assert figures["unrecorded_answers"] == 0
     assert figures["requests"] == len(story.runs[2].answers)
-    assert figures["starts"] == 4
+    assert figures["starts"] == 3
 
 
 def test_the_trainer_learned_by_itself_and_the_judge_spoke(story):

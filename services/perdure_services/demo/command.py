@@ -102,11 +102,12 @@ def _run(
         parts = Parts(scenario, settings, progress, processes, lookout, view, interruption, rate)
         story = Demo(parts, folder.path / "cache", lambda turn: keep_reports(lookout.registry, turn, folder.path))
         # The processes end first: an exam may be busy for a while before it notices.
-        with closing(story), processes:
+        with closing(story), processes, interruption.stopping():
             url = None
             if story.finished:
                 console.print(f"The demo in {folder.path} is over; this is what came of it (--fresh starts anew).")
             else:
+                progress.begin()
                 with view:
                     story.fit(data)
                     url = story.start()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -31,6 +33,14 @@ class Interruption:
         """
         if self._came:
             raise KeyboardInterrupt
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Sets `stop` as soon as the block ends, before anything else is put away."""
+        try:
+            yield
+        finally:
+            self.stop.set()
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}

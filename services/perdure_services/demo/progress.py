@@ -105,8 +105,12 @@ class Progress:
             self._file: IO[str] = path.open("a", encoding="utf-8")
         except OSError as error:
             raise UsageError(f"cannot write to {folder}: {error.strerror or error}; give another --out") from error
-        self._note("run", identity=dict(identity))
+        self._identity = dict(identity)
+
+    def begin(self) -> None:
+        """A start that does something, not one that only shows what came of earlier ones."""
         self.runs += 1
+        self._note("run", identity=self._identity)
 
     @property
     def seconds(self) -> float:

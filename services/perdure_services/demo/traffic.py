@@ -18,6 +18,10 @@ from perdure_services.demo.scenario import Request, Wave
 
 CONNECTIONS = 6
 TIMEOUT_SECONDS = 20.0
+
+IDLE_SECONDS = 2.0
+"""A connection that has idled longer is not used again: a server that closes it at that moment would fail a request."""
+
 LOOK_SECONDS = 0.05
 """How often `tick` is called, about."""
 
@@ -45,7 +49,7 @@ class Traffic:
         self._rate = rate
         self._progress = progress
         self._tick = tick
-        limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
+        limits = httpx.Limits(max_connections=CONNECTIONS, keepalive_expiry=IDLE_SECONDS)
         # Nothing in the environment may lead requests to this machine through a proxy.
         self._client = httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS, limits=limits, trust_env=False)
         self._tries: Counter[tuple[Step, int]] = Counter()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from perdure.commands.display import turn_display
 from perdure.commands.options import AsJson, ConfigFile, Overrides, Seed, print_json, stdout
 from perdure.config import load_settings
 
@@ -39,6 +38,7 @@ def backtest(
     """
     from perdure.backtest import METRICS_FILE, run_backtest
     from perdure.backtest_report import write_backtest_report
+    from perdure.commands.display import turn_display
 
     extra = list(overrides or ())
     if memory_per_class is not None:

@@ -36,7 +36,8 @@ class TurnDisplay:
 def turn_display() -> Iterator[TurnDisplay]:
     """A line on standard error that vanishes when the work is done."""
     columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=stderr, transient=True) as progress:
+    # A log file wants no line that moves.
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
         yield TurnDisplay(progress)
 
 

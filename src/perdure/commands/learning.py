@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from perdure.commands.display import show_turn, turn_display
-from perdure.commands.opened import opened_loop
 from perdure.commands.options import AsJson, ConfigFile, Overrides, Seed, print_json, stdout
 from perdure.config import Settings, load_settings
-from perdure.dataset import DataRow, event_id, file_digest, label_counts, read_labels, read_rows
 from perdure.errors import UsageError
-from perdure.records import Feedback, Interaction, Record, now
-from perdure.stream import open_stream
 from perdure.turn import TurnResult
+
+if TYPE_CHECKING:
+    from perdure.dataset import DataRow
+    from perdure.records import Record
 
 
 def fit(
@@ -39,6 +38,9 @@ def fit(
     Rows go the way that live traffic goes: into the stream, into memory, through one turn of the loop. Fitting the same
     file twice changes nothing. With a champion in place the rows are learned on top of it.
     """
+    from perdure.dataset import file_digest, label_counts, read_labels, read_rows
+    from perdure.stream import open_stream
+
     extra = [
         *(overrides or ()),
         *([f"model.name={model}"] if model else []),
@@ -69,6 +71,9 @@ def update(
 
 def run_turn(settings: Settings) -> TurnResult:
     """One turn, with a progress display on standard error."""
+    from perdure.commands.display import turn_display
+    from perdure.commands.opened import opened_loop
+
     with turn_display() as display, opened_loop(settings, stage=display.stage, progress=display.steps) as loop:
         return loop.turn()
 
@@ -76,11 +81,15 @@ def run_turn(settings: Settings) -> TurnResult:
 def _report(result: TurnResult, as_json: bool) -> None:
     if as_json:
         print_json(result.to_json())
-    else:
-        show_turn(result)
+        return
+    from perdure.commands.display import show_turn
+
+    show_turn(result)
 
 
 def _check_labels(path: Path, rows: tuple[DataRow, ...]) -> None:
+    from perdure.dataset import label_counts
+
     found = label_counts(rows)
     if len(found) < 2:
         raise UsageError(
@@ -89,6 +98,9 @@ def _check_labels(path: Path, rows: tuple[DataRow, ...]) -> None:
 
 
 def _records(rows: tuple[DataRow, ...], source: str) -> list[Record]:
+    from perdure.dataset import event_id
+    from perdure.records import Feedback, Interaction, now
+
     records: list[Record] = []
     imported = now()
     for index, row in enumerate(rows):

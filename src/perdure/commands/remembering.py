@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -12,9 +12,9 @@ from rich.table import Table
 from perdure.commands.options import AsJson, ConfigFile, Overrides, print_json, stdout
 from perdure.config import load_settings
 from perdure.errors import StoreBusy
-from perdure.memory import MemoryCounts, Quarantined, open_memory
-from perdure.records import Erasure, now
-from perdure.stream import open_stream
+
+if TYPE_CHECKING:
+    from perdure.memory import MemoryCounts, Quarantined
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ def memory(
     as_json: AsJson = False,
 ) -> None:
     """Show what memory holds: samples of each label, what waits, what is in quarantine. Safe while the trainer runs."""
+    from perdure.memory import open_memory
+
     settings = load_settings(config, overrides or ())
     with open_memory(settings, read_only=True) as remembered:
         counts, doubtful = remembered.counts(), remembered.quarantined()
@@ -53,6 +55,10 @@ def forget(
     as_json: AsJson = False,
 ) -> None:
     """Remove a person's data from the stream and from memory, and say what cannot be reached."""
+    from perdure.memory import open_memory
+    from perdure.records import Erasure, now
+    from perdure.stream import open_stream
+
     settings = load_settings(config, overrides or ())
     until = now()
     with open_stream(settings.stream) as stream:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -12,13 +12,17 @@ from rich.table import Table
 from perdure.commands.options import AsJson, ConfigFile, Overrides, print_json, stdout
 from perdure.config import load_settings
 from perdure.errors import VersionDamaged
-from perdure.registry import Card, Promotion, Registry
+
+if TYPE_CHECKING:
+    from perdure.registry import Card, Promotion
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the log of promotions.")]
 
 
 def versions(config: ConfigFile = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """List versions, what the judge said of each, and which one is served."""
+    from perdure.registry import Registry
+
     registry = Registry(load_settings(config, overrides or ()).registry.url)
     champion = registry.champion()
     cards: list[Card] = []
@@ -68,6 +72,8 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Serve a version, whatever the judge said of it. Serving swaps to it within a second or two."""
+    from perdure.registry import Registry
+
     registry = Registry(load_settings(config, overrides or ()).registry.url)
     _said(registry.promote(version, reason=reason, by=getpass.getuser()), as_json)
 
@@ -76,6 +82,8 @@ def rollback(
     reason: Reason = "by hand", config: ConfigFile = None, overrides: Overrides = None, as_json: AsJson = False
 ) -> None:
     """Go back to the version that was served before. Rolling back twice goes back further."""
+    from perdure.registry import Registry
+
     registry = Registry(load_settings(config, overrides or ()).registry.url)
     _said(registry.rollback(by=getpass.getuser(), reason=reason), as_json)
 

@@ -195,27 +195,36 @@ def unseen_logits(before: AdaptedHead, head: AdaptedHead, rows: Labelled, embedd
 
 
 def fit_temperature(scores: Float, truth: Sequence[str], labels: Sequence[str]) -> float:
-    """The factor t for which softmax(t·scores) gives n unseen rows the highest likelihood.
+    """The factor t for which softmax(t·scores) gives n unseen rows, and one error more, the highest likelihood.
 
-    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. The error more is a row like the average one,
+    with its runner-up for a label (Laplace's rule of succession): otherwise a few rows that are all right would make
+    every answer certain, and the gate believe it.
 
     Args:
         scores: n × C.
         truth: n labels; rows of labels not among `labels` do not count.
         labels: C labels.
+
+    Returns:
+        1 where there is no row, or nothing to tell apart.
     """
     column = {label: index for index, label in enumerate(labels)}
     rows = [row for row, label in enumerate(truth) if label in column]
-    if not rows:
+    if not rows or len(labels) < 2:
         return 1.0
     picked = scores[rows].astype(np.float64)
     answers = np.asarray([column[truth[row]] for row in rows])
+    others = picked.copy()
+    others[np.arange(len(rows)), answers] = -np.inf
+    runners_up = others.argmax(axis=1)
 
     def loss(logarithm: float) -> float:
         logits = picked * np.exp(logarithm)
         top = logits.max(axis=1, keepdims=True)
         normal = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
-        return float((normal - logits[np.arange(len(rows)), answers]).mean())
+        right, wrong = (normal - logits[np.arange(len(rows)), columns] for columns in (answers, runners_up))
+        return float(right.mean() + wrong.mean() / len(rows))
 
     # Below 1/e⁴ all is uniform, above e⁶ all is certain.
     return float(np.exp(minimize_scalar(loss, bounds=(-4.0, 6.0), method="bounded").x))

@@ -61,6 +61,7 @@ def progress_in(tmp_path: Path) -> Iterator[Callable[..., Progress]]:
         for one in opened:
             one.close()
         opened.append(Progress(tmp_path, {"data": identity}))
+        opened[-1].begin()
         return opened[-1]
 
     yield start

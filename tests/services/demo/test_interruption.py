@@ -30,3 +30,17 @@ def test_signals_are_as_they_were_afterwards():
     with Interruption():
         assert signal.getsignal(signal.SIGINT) != before[0]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_threads_hear_of_it_whatever_ends_the_block():
+    interruption = Interruption()
+    seen = []
+
+    def fail():
+        seen.append(interruption.stop.is_set())
+        raise ValueError("any")
+
+    with pytest.raises(ValueError, match="any"), interruption.stopping():
+        fail()
+    assert seen == [False]
+    assert interruption.stop.is_set()

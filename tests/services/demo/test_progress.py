@@ -6,7 +6,7 @@ import time
 import pytest
 
 from perdure.errors import UsageError
-from perdure_services.demo.progress import FILE, Answer, Score, SeenTurn
+from perdure_services.demo.progress import FILE, Answer, Progress, Score, SeenTurn
 
 ANSWER = Answer(3, "id-3", "order", 0.75, "v1", True, 0.01)
 SCORE = Score(4, 1, "v2", 0.8, 0.5, True)
@@ -95,3 +95,10 @@ def test_a_full_disk_is_told(progress_in, tmp_path):
     (tmp_path / "progress.part").mkdir()
     with pytest.raises(UsageError, match="cannot write to"):
         progress_in()
+
+
+def test_looking_again_is_no_start(filled, tmp_path):
+    filled.close()
+    for _ in range(2):
+        with Progress(tmp_path, {"data": "mine"}) as looked:
+            assert looked.runs == 1

@@ -1,0 +1,383 @@
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from perdure.config import Settings
+from perdure.errors import VersionDamaged
+from perdure.learn.analytic import HeadLearner
+from perdure.learn.candidate import Candidate
+from perdure.learn.challenger import EWC_FILE, Challenger, carried_files, load_anchor
+from perdure.learn.leverage import LEVERAGE_FILE, Leverage, unseen_scores
+from perdure.learn.lora import HEAD, Champion, LoraLearner, TrainingSet, Update
+from perdure.learn.material import Encodings, Labelled, Material
+from perdure.memory import Delta
+from perdure.model.classifier import ADAPTER_FILE, HEAD_FILE, MODEL_FILE, AnalyticClassifier, load_classifier
+from perdure.model.encoder import Encoder, load_encoder
+from perdure.model.head import Statistics
+from perdure.records import Sample, is_held_out, sample_key
+
+LABELS = ("card", "login", "parcel")
+Pairs = Sequence[tuple[str, str]]
+MaterialOf = Callable[..., Material]
+Requests = Callable[..., list[tuple[str, str]]]
+
+
+@dataclasses.dataclass
+class Turns:
+    """Makes versions turn by turn, and keeps what each LoRA update was given."""
+
+    encoder: Encoder
+    settings: Settings
+    material_of: MaterialOf
+    folder: Path
+    given: list[tuple[TrainingSet, Champion | None]] = dataclasses.field(default_factory=list)
+    updates: list[Update] = dataclasses.field(default_factory=list)
+
+    def head(
+        self, pairs: Pairs, champion: AnalyticClassifier | None = None, past: Pairs = (), name: str = "v1"
+    ) -> Candidate:
+        """A head that has absorbed both `past` and `pairs`."""
+        learner = HeadLearner(self.encoder, self.settings)
+        statistics, everything = Statistics(self.settings.model.features), [*past, *pairs]
+        features = self.encoder.features([text for text, _ in everything], 16)
+        learner.absorb(statistics, [Delta(0, text, label, 1) for text, label in everything], features)
+        classes = dict.fromkeys(sorted({label for _, label in everything}), 1)
+        return learner.candidate(
+            statistics,
+            classes,
+            self.material(pairs, past, champion),
+            champion,
+            Leverage.load(self.at(champion.version)) if champion else None,
+            carried_files(self.at(champion.version)) if champion else {},
+            name,
+        )
+
+    def lora(
+        self, material: Material, champion: AnalyticClassifier, leverage: Leverage, name: str = "v2", **changed: object
+    ) -> Candidate | None:
+        settings = self.settings.with_values({f"lora.{key}": value for key, value in changed.items()})
+        challenger = Challenger(self.encoder, settings)
+        samples = material.samples
+
+        def representatives(label: str, k: int) -> tuple[Sample, ...]:
+            return tuple(one for one in samples if one.label == label and not one.held_out)[:k]
+
+        return challenger.candidate(material, champion, leverage, self.at(champion.version), representatives, name)
+
+    def material(self, pairs: Pairs, past: Pairs = (), champion: AnalyticClassifier | None = None) -> Material:
+        adapter = champion.adapted.adapter if champion and champion.adapted else None
+        return self.material_of(pairs, past, encodings=Encodings(self.encoder, adapter, self.settings.model.batch))
+
+    def at(self, version: str) -> Path:
+        return self.folder / version
+
+    def keep(self, candidate: Candidate) -> AnalyticClassifier:
+        """Writes the candidate, as a promotion would, and reads it back."""
+        folder = self.at(candidate.classifier.version)
+        folder.mkdir(exist_ok=True)
+        for name, data in candidate.files().items():
+            (folder / name).write_bytes(data)
+        return load_classifier(folder, candidate.classifier.version, batch=self.settings.model.batch)
+
+
+@pytest.fixture
+def turns(
+    encoder: Encoder, settings: Settings, material_of: MaterialOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Turns:
+    made = Turns(encoder, settings, material_of, tmp_path)
+    learn = LoraLearner.update
+
+    def spy(learner: LoraLearner, data: TrainingSet, champion: Champion | None) -> Update:
+        made.given.append((data, champion))
+        made.updates.append(learn(learner, data, champion))
+        return made.updates[-1]
+
+    monkeypatch.setattr(LoraLearner, "update", spy)
+    return made
+
+
+def held_out(pairs: Pairs, settings: Settings) -> set[tuple[str, str]]:
+    share = settings.memory.holdout_share
+    return {(text, label) for text, label in pairs if is_held_out(sample_key(label, text), share)}
+
+
+def trained_on(data: TrainingSet) -> Counter[tuple[str, str]]:
+    return Counter(zip(data.texts, data.labels, strict=True))
+
+
+# ── what it trains on, and what it is judged by ──
+def test_a_candidate_is_judged_by_rows_that_it_was_not_trained_on(turns: Turns, requests: Requests) -> None:
+    past, now = requests(LABELS, 16), requests(LABELS, 12, skip=16)
+    first = turns.head(now, past=past)
+    champion = turns.keep(first)
+    material = turns.material(now, past)
+    candidate = turns.lora(material, champion, first.leverage)
+    assert candidate is not None
+    ((data, before),) = turns.given
+    assert before is None
+    everything = [*past, *now]
+    barred = held_out(everything, turns.settings)
+    assert len(barred) > 6
+    trained = trained_on(data)
+    assert set(trained) == set(everything) - barred
+    assert set(trained.values()) == {1}
+    fresh = set(zip(data.texts[: data.fresh], data.labels[: data.fresh], strict=True))
+    assert fresh == set(now) - barred
+    evidence = candidate.evidence
+    assert set(zip(evidence.texts, evidence.truth, strict=True)) == barred
+    sources = dict(zip(zip(evidence.texts, evidence.truth, strict=True), evidence.source, strict=True))
+    assert {pair for pair, source in sources.items() if source == "fresh"} == held_out(now, turns.settings)
+    assert {pair for pair, source in sources.items() if source == "held_out"} == held_out(past, turns.settings)
+    assert "leave_one_out" not in evidence.source
+    assert candidate.metrics["trained_rows"] == data.fresh
+    assert candidate.metrics["replayed_rows"] == len(data.texts) - data.fresh
+
+
+def test_evidence_shows_the_head_without_its_row_on_both_sides(turns: Turns, requests: Requests) -> None:
+    past, now = requests(LABELS, 16), requests(LABELS, 12, skip=16)
+    first = turns.head(now, past=past)
+    champion = turns.keep(first)
+    candidate = turns.lora(turns.material(now, past), champion, first.leverage)
+    assert candidate is not None
+    assert candidate.kind == "lora"
+    evidence, classifier = candidate.evidence, candidate.classifier
+    assert classifier.adapted is not None
+    rows = Labelled.of(list(zip(evidence.texts, evidence.truth, strict=True)))
+    scores = unseen_scores(champion, first.leverage, turns.encoder.features(rows.texts, 16), rows.keys, rows.labels)
+    assert evidence.champion is not None
+    np.testing.assert_allclose(evidence.champion.probabilities, champion.combine(scores, None).probabilities, atol=1e-4)
+    embeddings = classifier.adapted.adapter.embeddings(rows.texts, 16)
+    np.testing.assert_allclose(
+        evidence.candidate.probabilities, classifier.combine(scores, embeddings).probabilities, atol=1e-4
+    )
+    assert np.abs(champion.scores(evidence.texts).probabilities - evidence.champion.probabilities).max() > 1e-3
+
+
+def test_what_the_gate_lets_through_is_learned(turns: Turns, material_of: MaterialOf, requests: Requests) -> None:
+    past, now = requests(LABELS, 10), requests(LABELS, 10, skip=10)
+    first = turns.head(past)
+    champion = turns.keep(first)
+    material = material_of(
+        now, past, actions=["learn"] * 10 + ["skip"] * 5 + ["quarantine"] * 5 + ["pseudo"] * 5 + ["ignore"] * 5
+    )
+    turns.lora(material, champion, first.leverage)
+    ((data, _),) = turns.given
+    barred = held_out(now, turns.settings)
+    fresh = set(zip(data.texts[: data.fresh], data.labels[: data.fresh], strict=True))
+    assert fresh == {*now[:10], *now[20:25]} - barred
+    trained = set(trained_on(data))
+    assert not trained & set(now[15:20])
+    assert set(past) - held_out(past, turns.settings) <= trained
+    # Rows that were skipped, but are in memory by now, may be replayed like any other.
+    assert trained - fresh <= {*past, *now[10:15], *now[25:]}
+
+
+def test_labels_that_the_champion_does_not_know_wait(turns: Turns, requests: Requests) -> None:
+    past, now = requests(LABELS, 10), requests((*LABELS, "refund"), 8, skip=10)
+    first = turns.head(past)
+    candidate = turns.lora(turns.material(now, past), turns.keep(first), first.leverage)
+    assert candidate is not None
+    assert set(turns.given[0][0].labels) == set(candidate.evidence.truth) == set(LABELS)
+    assert candidate.classifier.labels == LABELS
+
+
+def test_the_cost_of_an_update_is_bounded(turns: Turns, requests: Requests) -> None:
+    past, now = requests(LABELS, 20), requests(LABELS, 20, skip=20)
+    first = turns.head(past)
+    turns.lora(turns.material(now, past), turns.keep(first), first.leverage, fresh_rows=9, replay_rows=6)
+    ((data, _),) = turns.given
+    assert data.fresh <= 9
+    assert len(data.texts) - data.fresh <= 6
+    counts = Counter(data.labels[: data.fresh])
+    assert max(counts.values()) <= 3
+    assert Counter(data.labels[data.fresh :]) == dict.fromkeys(LABELS, 2)
+
+
+@pytest.mark.parametrize(("rows", "made"), [(11, True), (12, False)])
+def test_too_few_rows_to_learn_from_make_no_candidate(turns: Turns, requests: Requests, rows: int, made: bool) -> None:
+    past = requests(LABELS, 10)
+    now = [pair for pair in requests(LABELS, 20, skip=10) if not held_out([pair], turns.settings)][:11]
+    first = turns.head(past)
+    candidate = turns.lora(turns.material(now, past), turns.keep(first), first.leverage, min_rows=rows)
+    assert (candidate is not None) == made == bool(turns.given)
+
+
+def test_soft_targets_are_the_champions_answers(turns: Turns, requests: Requests) -> None:
+    past, now = requests(LABELS, 10), requests(LABELS, 8, skip=10)
+    first = turns.head(past)
+    champion = turns.keep(first)
+    turns.lora(turns.material(now, past), champion, first.leverage)
+    ((data, _),) = turns.given
+    assert data.soft is not None
+    assert data.soft_labels == LABELS
+    np.testing.assert_allclose(data.soft, champion.answer(champion.encode(data.texts)).probabilities, atol=1e-5)
+
+
+# ── the version ──
+def test_what_is_written_is_what_was_judged(turns: Turns, requests: Requests) -> None:
+    past, now = requests(LABELS, 10), requests(LABELS, 10, skip=10)
+    first = turns.head(past)
+    candidate = turns.lora(turns.material(now, past), turns.keep(first), first.leverage)
+    assert candidate is not None
+    assert set(candidate.files()) == {MODEL_FILE, HEAD_FILE, ADAPTER_FILE, LEVERAGE_FILE, EWC_FILE}
+    read = turns.keep(candidate)
+    texts = [text for text, _ in now]
+    assert np.array_equal(read.scores(texts).probabilities, candidate.classifier.scores(texts).probabilities)
+    assert np.array_equal(read.weights, first.classifier.weights)
+    assert Leverage.load(turns.at("v2")) == Leverage.load(turns.at("v1"))
+    assert read.adapted is not None
+    assert read.adapted.share == turns.settings.lora.share
+    assert read.adapted.labels == LABELS
+
+
+def test_a_version_without_evidence_keeps_the_scale_that_it_was_trained_with(turns: Turns, requests: Requests) -> None:
+    pairs = [pair for pair in requests(LABELS, 14) if not held_out([pair], turns.settings)]
+    first = turns.head(pairs)
+    candidate = turns.lora(turns.material(pairs), turns.keep(first), first.leverage)
+    assert candidate is not None
+    assert len(candidate.evidence) == 0
+    assert candidate.classifier.adapted is not None
+    assert candidate.classifier.adapted.temperature == 16.0
+
+
+# ── the anchor ──
+def test_the_anchor_goes_through_its_file(turns: Turns, requests: Requests) -> None:
+    past, now = requests(LABELS, 10), requests(LABELS, 10, skip=10)
+    first = turns.head(past)
+    candidate = turns.lora(turns.material(now, past), turns.keep(first), first.leverage)
+    assert candidate is not None
+    turns.keep(candidate)
+    found, wanted = load_anchor(turns.at("v2")), turns.updates[0].anchor
+    assert found is not None
+    assert found.samples == wanted.samples > 0
+    assert set(found.theta) == set(found.fisher) == set(wanted.fisher)
+    assert torch.equal(found.theta[HEAD], wanted.theta[HEAD])
+    for name, value in wanted.theta.items():
+        torch.testing.assert_close(found.theta[name], value, rtol=2**-8, atol=0)
+        torch.testing.assert_close(found.fisher[name], wanted.fisher[name], rtol=2**-8, atol=1e-38)
+        assert found.theta[name].dtype == found.fisher[name].dtype == torch.float32
+    assert carried_files(turns.at("v2")) == {EWC_FILE: (turns.at("v2") / EWC_FILE).read_bytes()}
+
+
+def test_a_version_without_an_anchor_has_none(turns: Turns, requests: Requests) -> None:
+    turns.keep(turns.head(requests(LABELS, 8)))
+    assert load_anchor(turns.at("v1")) is None
+    assert carried_files(turns.at("v1")) == {}
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut short", "garbage", "no samples", "a strange tensor", "no head", "no theta", "another shape"]
+)
+def test_an_anchor_that_is_not_whole_is_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / EWC_FILE
+    tensors = {
+        "theta/head": torch.ones(3, 4),
+        "fisher/head": torch.ones(3, 4),
+        "theta/map": torch.ones(2, 2),
+        "fisher/map": torch.ones(2, 2),
+        "samples": torch.tensor(7),
+    }
+    save_file(tensors, path)
+    whole = load_anchor(tmp_path)
+    assert whole is not None
+    assert whole.samples == 7
+    missing = {"no samples": "samples", "no head": "fisher/head", "no theta": "theta/map"}
+    if damage in ("cut short", "garbage"):
+        path.write_bytes(path.read_bytes()[:-9] if damage == "cut short" else b"\xff" * 90)
+    elif damage == "a strange tensor":
+        save_file({**tensors, "momentum/head": torch.ones(1)}, path)
+    elif damage == "another shape":
+        save_file({**tensors, "fisher/map": torch.ones(2, 3)}, path)
+    else:
+        save_file({name: value for name, value in tensors.items() if name != missing[damage]}, path)
+    with pytest.raises(VersionDamaged, match=r"ewc\.safetensors"):
+        load_anchor(tmp_path)
+
+
+def test_the_next_update_goes_on_from_the_champion_and_its_anchor(turns: Turns, requests: Requests) -> None:
+    past, now = requests(LABELS, 10), requests(LABELS, 10, skip=10)
+    first = turns.head(past)
+    second = turns.lora(turns.material(now, past), turns.keep(first), first.leverage)
+    assert second is not None
+    champion = turns.keep(second)
+    later = requests(LABELS, 10, skip=20)
+    third = turns.lora(turns.material(later, [*past, *now], champion), champion, second.leverage, "v3")
+    assert third is not None
+    _, before = turns.given[1]
+    assert before is not None
+    assert before.anchor is not None
+    assert before.labels == LABELS
+    for name, value in turns.updates[0].weights.items():
+        assert torch.equal(before.weights[name], value)
+    assert turns.updates[1].dropped is None
+    assert turns.updates[1].penalty > 0
+    assert third.evidence.champion is not None
+
+
+def test_labels_that_a_head_update_added_in_between_are_free(turns: Turns, requests: Requests) -> None:
+    """LoRA, then a head update that imprints a label before and one behind the others, then LoRA again."""
+    old = ("login", "parcel")
+    past, now = requests(old, 12), requests(old, 12, skip=12)
+    first = turns.head(past)
+    second = turns.lora(turns.material(now, past), turns.keep(first), first.leverage)
+    assert second is not None
+    champion = turns.keep(second)
+    new = requests(("card", "refund"), 14)
+    third = turns.head(new, champion, [*past, *now], "v3")
+    champion = turns.keep(third)
+    assert champion.adapted is not None
+    assert champion.adapted.labels == (*old, "card", "refund")
+    everything = [*past, *now, *new]
+    fourth = turns.lora(turns.material(new, everything, champion), champion, third.leverage, "v4")
+    assert fourth is not None
+    assert turns.updates[1].labels == ("card", "login", "parcel", "refund")
+    assert turns.updates[1].anchor.fisher[HEAD].shape == (4, 32)
+    _, before = turns.given[1]
+    assert before is not None
+    assert before.anchor is not None
+    assert before.anchor.fisher[HEAD].shape == (2, 32)
+    theta = {
+        name: turns.updates[1].shape.scale
+        * (turns.updates[1].weights[f"{name}.B"] @ turns.updates[1].weights[f"{name}.A"])
+        for name in turns.updates[1].shape.targets
+    }
+    penalty = before.anchor.penalty({**theta, HEAD: turns.updates[1].weights[HEAD][1:3]})
+    assert turns.updates[1].penalty == pytest.approx(turns.settings.lora.ewc * float(penalty), rel=1e-3)
+
+
+def test_a_champion_that_was_cut_elsewhere_is_left_behind_but_compared(
+    turns: Turns, tiny_encoder: Path, requests: Requests
+) -> None:
+    """`lora.layers` was changed between two turns."""
+    past, now = requests(LABELS, 10), requests(LABELS, 10, skip=10)
+    first = turns.head(past)
+    second = turns.lora(turns.material(now, past), turns.keep(first), first.leverage)
+    assert second is not None
+    champion = turns.keep(second)
+    turns.encoder = load_encoder(str(tiny_encoder), max_tokens=32, adapted_layers=1)
+    later = requests(LABELS, 10, skip=20)
+    head = turns.head(later, champion, [*past, *now], "v3")
+    assert turns.keep(head).encoder.adapted_layers == 2
+    third = turns.lora(turns.material(later, [*past, *now], champion), champion, second.leverage, "v4")
+    assert third is not None
+    assert turns.updates[1].dropped is not None
+    assert "layers was 2 and is 1" in turns.updates[1].dropped
+    read = turns.keep(third)
+    assert read.encoder.adapted_layers == 1
+    texts = [text for text, _ in later]
+    np.testing.assert_allclose(
+        read.scores(texts).probabilities, third.classifier.scores(texts).probabilities, atol=1e-5
+    )
+    assert third.evidence.champion is not None
+    rows = Labelled.of(list(zip(third.evidence.texts, third.evidence.truth, strict=True)))
+    scores = unseen_scores(champion, second.leverage, champion.encode(rows.texts).features, rows.keys, rows.labels)
+    wanted = champion.combine(scores, champion.encode(rows.texts).adapted).probabilities
+    np.testing.assert_allclose(third.evidence.champion.probabilities, wanted, atol=1e-3)
