@@ -87,9 +87,10 @@ def material_of(encoder: Encoder, settings: Settings) -> MaterialOf:
             Row(f"row-{index:04d}", text, label, None, 0.0, None, float(index))
             for index, (text, label) in enumerate(now)
         )
+        fates: Sequence[Action] = actions or ["learn"] * len(rows)
         decisions = [
             Decision(row, action, row.label if action in ("learn", "pseudo") else None, "as told")
-            for row, action in zip(rows, actions or ["learn"] * len(rows), strict=True)
+            for row, action in zip(rows, fates, strict=True)
         ]
         samples = {sample_key(label, text): (text, label) for text, label in [*past, *now] if label is not None}
         return Material(

@@ -21,7 +21,7 @@ def fisher_of(layer: nn.Linear, rows: Tensor, batch: int, seed: int = 0) -> tupl
         return layer(part), torch.ones(len(part), dtype=torch.bool)
 
     found, samples = fisher_information(
-        {"head": layer}, rows.split(batch), forward, generator=torch.Generator().manual_seed(seed)
+        {"head": layer}, torch.split(rows, batch), forward, generator=torch.Generator().manual_seed(seed)
     )
     return found["head"], samples
 
@@ -78,7 +78,7 @@ def test_maps_on_tokens_sum_over_the_tokens_of_a_sample_before_they_square() -> 
     def forward(part: Tensor) -> tuple[Tensor, Tensor]:
         return out(torch.tanh(layer(part)).mean(dim=1)), torch.ones(len(part), dtype=torch.bool)
 
-    found, _ = fisher_information({"map": layer}, tokens.split(4), forward, generator=torch.Generator())
+    found, _ = fisher_information({"map": layer}, torch.split(tokens, 4), forward, generator=torch.Generator())
     wanted = torch.zeros(3, 5)
     for one in tokens:
         logarithms = torch.log_softmax(forward(one.unsqueeze(0))[0], dim=1)[0]

@@ -12,7 +12,7 @@ from perdure.model.classifier import AnalyticClassifier
 from perdure.model.encoder import Encoder
 from perdure.model.features import RandomFeatures
 from perdure.model.head import Statistics, solve
-from perdure.records import sample_key
+from perdure.records import Float, sample_key
 
 KEYS = [sample_key("card", f"text {number}") for number in range(4)]
 
@@ -48,7 +48,7 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path: Path, damage: str) -> Non
 
 def test_unseen_scores_are_those_of_a_head_without_the_row(encoder: Encoder) -> None:
     rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(20, encoder.inputs)).astype(np.float32) / 8
+    vectors: Float = (rng.normal(size=(20, encoder.inputs)) / 8).astype(np.float32)
     labels = ["a", "b"] * 10
     keys = [sample_key(label, f"text {row}") for row, label in enumerate(labels)]
     draw = RandomFeatures(encoder.inputs, 64, 1.0, 0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,12 +46,12 @@ def test_merged_weights_answer_as_peft_does(encoder: Encoder, shape: AdapterShap
     top = encoder.copy_top()
     config = LoraConfig(r=4, lora_alpha=12, target_modules=list(shape.targets), lora_dropout=0.0)
     inject_adapter_in_model(config, top)
-    modules = dict(top.named_modules())
+    modules: dict[str, Any] = dict(top.named_modules())
     trunk = encoder.trunk(encoder.tokens(TEXTS))
     with torch.no_grad():
         for name in shape.targets:
-            modules[name].lora_A["default"].weight.copy_(weights[f"{name}.A"])  # type: ignore[union-attr,index]
-            modules[name].lora_B["default"].weight.copy_(weights[f"{name}.B"])  # type: ignore[union-attr,index]
+            modules[name].lora_A["default"].weight.copy_(weights[f"{name}.A"])
+            modules[name].lora_B["default"].weight.copy_(weights[f"{name}.B"])
         hidden = trunk.hidden
         for layer in top:
             hidden = trunk.call(layer, hidden)
@@ -65,8 +66,8 @@ def test_an_adapter_with_b_0_is_the_frozen_encoder(
     encoder: Encoder, shape: AdapterShape, weights: dict[str, Tensor]
 ) -> None:
     zero = {name: torch.zeros_like(value) if name.endswith(".B") else value for name, value in weights.items()}
-    encoded = encode(encoder, Adapter(encoder, shape, zero), TEXTS, 4)
-    np.testing.assert_allclose(encoded.adapted, encode(encoder, None, TEXTS, 4).last, atol=1e-6)
+    found = encode(encoder, Adapter(encoder, shape, zero), TEXTS, 4).last
+    np.testing.assert_allclose(found, encode(encoder, None, TEXTS, 4).last, atol=1e-6)
 
 
 def test_the_encoder_itself_stays_as_it_was(encoder: Encoder, shape: AdapterShape, weights: dict[str, Tensor]) -> None:
@@ -83,7 +84,7 @@ def test_embeddings_are_the_adapted_part_to_the_last_bit(
 ) -> None:
     adapter = Adapter(encoder, shape, weights)
     found = adapter.embeddings(TEXTS, 4)
-    assert np.array_equal(found, encode(encoder, adapter, TEXTS, 4).adapted)
+    assert np.array_equal(found, encode(encoder, adapter, TEXTS, 4).last)
     assert np.array_equal(adapter.embeddings([TEXTS[2]], 4)[0], found[2])
     assert adapter.embeddings([], 4).shape == (0, 32)
 

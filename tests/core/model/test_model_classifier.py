@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from perdure.errors import ModelNotFound, VersionDamaged
@@ -23,7 +24,6 @@ from perdure.model.classifier import (
     shared_features,
 )
 from perdure.model.encoder import Encoder, load_encoder
-from perdure.records import Float
 
 TEXTS = ("refund my order please", "where is my parcel", "card", "reset password login")
 LABELS = ("card", "login", "parcel", "refund")
@@ -32,9 +32,9 @@ D = 64
 Make = Callable[..., AnalyticClassifier]
 
 
-def softmax(logits: Float) -> Float:
+def softmax(logits: NDArray[Any]) -> NDArray[Any]:
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: Float = shifted / shifted.sum(axis=1, keepdims=True)
+    result: NDArray[Any] = shifted / shifted.sum(axis=1, keepdims=True)
     return result
 
 

@@ -9,7 +9,8 @@ from perdure.model.features import BLOCK, GRID, RandomFeatures
 
 def unit_vectors(rows: int, inputs: int, seed: int = 0) -> NDArray[np.float32]:
     vectors = np.random.default_rng(seed).normal(size=(rows, inputs))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    unit: NDArray[np.float32] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 def test_features_are_multiples_of_the_grid_within_one() -> None:

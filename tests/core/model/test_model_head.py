@@ -169,7 +169,9 @@ def direct(
     """W by the normal equations, straight from the rows."""
     scaled = features.astype(np.float64) * np.sqrt(2 / D)
     target = np.array([[float(label == name) for name in names] for label in labels])
-    return np.linalg.solve(scaled.T @ scaled + ridge * np.eye(D), scaled.T @ target) * np.sqrt(2 / D)
+    weights: NDArray[np.float64] = np.linalg.solve(scaled.T @ scaled + ridge * np.eye(D), scaled.T @ target)
+    weights *= np.sqrt(2 / D)
+    return weights
 
 
 @pytest.mark.parametrize("ridge", [0.01, 1.0])
