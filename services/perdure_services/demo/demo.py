@@ -24,12 +24,12 @@ from perdure_services.demo.progress import Progress, Score, SeenTurn
 from perdure_services.demo.scenario import Scenario, Wave
 from perdure_services.demo.scoreboard import Scoreboard
 from perdure_services.demo.traffic import Traffic
-from perdure_services.demo.view import Said, Status, View
+from perdure_services.demo.view import Said, Status, View, named
 
 LOOK_SECONDS = 1.0
 """How often registry and memory are looked at."""
 
-SETTLE_SECONDS = 150.0
+SETTLE_SECONDS = 300.0
 """How long the trainer is waited for after a wave; then the next one begins all the same."""
 
 USUAL_SETTLE_SECONDS = 45.0
@@ -136,8 +136,7 @@ class Demo:
     def _run(self, wave: Wave, traffic: Traffic) -> None:
         progress = self._parts.progress
         self._wave = wave
-        new = f"new intents {', '.join(wave.new_labels)}" if wave.new_labels else "no new intents, but new wording"
-        self._begin(f"wave {wave.number}: {new}")
+        self._begin(f"wave {wave.number}: {named(wave.new_labels)}")
         if wave.number not in progress.first_right:
             version = progress.first or ""
             self._ask(
@@ -176,11 +175,13 @@ class Demo:
         first = progress.first
         assert champion is not None
         assert first is not None
-        version, sent, number = champion.version, progress.sent, champion.number
+        version, number = champion.version, champion.number
+        seconds, sent = progress.seconds, progress.sent
         self._ask(
             lambda: (self._exam.accuracy(version, wave), self._exam.accuracy(first, wave)),
             lambda found: progress.scored(
-                Score(sent, wave, version, accuracy=found[0], first=found[1], promotion=promotion is not None), number
+                Score(seconds, sent, wave, version, accuracy=found[0], first=found[1], promotion=promotion is not None),
+                number,
             ),
         )
 
@@ -260,6 +261,8 @@ class Demo:
             live=self._scoreboard.live(),
             first_live=self._scoreboard.first_live(),
             confidence=self._scoreboard.confidence(),
+            exam=progress.scores[-1].accuracy if progress.scores else None,
+            first_exam=progress.scores[-1].first if progress.scores else None,
             version=last.version if last else progress.first,
             trainer=self._trainer(),
             failed=progress.failed,

@@ -33,6 +33,8 @@ class Answer:
 class Score:
     """Accuracy on the evaluation rows whose session had come, at one moment."""
 
+    seconds: float
+    """Of the demo's own time."""
     sent: int
     """Requests answered by then."""
     wave: int

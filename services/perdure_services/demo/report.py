@@ -14,6 +14,7 @@ import numpy as np
 from perdure.config import Settings
 from perdure.errors import RegistryError
 from perdure.judge import plots
+from perdure.judge.check import counted
 from perdure.judge.report import Cell, Figure, Link, ReportPage, Section, Table, write_report
 from perdure.memory import Quarantined
 from perdure.registry import Registry
@@ -21,7 +22,7 @@ from perdure_services.demo.picture import write_picture
 from perdure_services.demo.progress import Progress, SeenTurn
 from perdure_services.demo.scenario import Scenario
 from perdure_services.demo.scoreboard import WINDOW, Scoreboard
-from perdure_services.demo.view import clock, percent
+from perdure_services.demo.view import clock, named, percent
 
 GATE = ("learn", "skip", "quarantine", "pseudo", "ignore")
 COPIED = ("report.html", "drift.html", "drift.json")
@@ -62,7 +63,7 @@ def write_results(
         OSError: `folder` cannot be written.
     """
     board = Scoreboard(scenario, progress)
-    pictures = write_picture(folder, scenario, progress.scores)
+    pictures = write_picture(folder, scenario, progress)
     figures = folder / "demo.json"
     content = json.dumps(demo_figures(scenario, settings, progress, quarantined), indent=1, ensure_ascii=False)
     figures.write_text(content + "\n", encoding="utf-8")
@@ -71,7 +72,7 @@ def write_results(
         headline=headline(progress, board),
         tone="good" if _gained(progress) else "plain",
         sections=(
-            _over_time(progress),
+            _over_time(progress, board),
             _live(board),
             _waves(board),
             _verdicts(progress, folder),
@@ -135,21 +136,23 @@ def _answer_seconds(progress: Progress) -> dict[str, float]:
     return {name: float(np.percentile(taken, share)) for name, share in (("p50", 50), ("p95", 95), ("p99", 99))}
 
 
-def _over_time(progress: Progress) -> Section:
-    series = {
-        "Perdure, learning": [(float(score.sent), score.accuracy) for score in progress.scores],
-        "version 1, left as it was": [(float(score.sent), score.first) for score in progress.scores],
-    }
-    marks = [(float(score.sent), score.version) for score in progress.scores if score.promotion]
+def _over_time(progress: Progress, board: Scoreboard) -> Section:
+    learning, frozen = board.exam()
+    marks = [(score.seconds / 60, score.version) for score in progress.scores if score.promotion]
     caption = (
         "The exam: rows that are never sent, of all intents that have come by then. It grows with each wave, so both "
         "lines fall where new intents come. Dashed: a version that passed the judge and was swapped in."
     )
-    plot = plots.accuracy_over_time(series, _apart(marks), xlabel="requests answered", ylabel="right")
+    plot = plots.accuracy_over_time(
+        {"Perdure, learning": learning, "version 1, left as it was": frozen},
+        _apart(marks),
+        xlabel="minutes since the start",
+        ylabel="right",
+    )
     return Section("Accuracy over time", figures=(Figure(plot, caption),))
 
 
-def _apart(marks: Sequence[tuple[float, str]], least: float = 30.0) -> list[tuple[float, str]]:
+def _apart(marks: Sequence[tuple[float, str]], least: float = 0.2) -> list[tuple[float, str]]:
     """Of marks at nearly the same place only the last one has its name, or they could not be read."""
     shown: list[tuple[float, str]] = []
     for at, name in marks:
@@ -188,30 +191,25 @@ def _waves(board: Scoreboard) -> Section:
     )
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
-            str(one.wave),
-            ", ".join(one.new_labels) or "none: new wording",
+            f"{one.wave}: {named(one.new_labels)}",
             f"{one.requests:,}",
             percent(one.live),
             percent(one.first_live),
-            percent(one.confidence),
             percent(one.accuracy),
             percent(one.first),
             one.version or "–",
         )
         for one in waves
     )
-    header = (
-        "Wave", "New intents", "Requests", "Right when answered", "Version 1 would be", "Confidence", "Exam after",
-        "Version 1", "Serving",
-    )  # fmt: skip
+    header = ("Wave", "Requests", "Answered right", "Version 1 would", "Exam after it", "Version 1", "Serving")
     return Section("Wave by wave", tables=(Table(header, rows),), figures=(Figure(plot),))
 
 
 def _verdicts(progress: Progress, folder: Path) -> Section:
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
-            f"{turn.result.number} ({'fit' if turn.wave == 0 else f'wave {turn.wave}'})",
             _linked(folder, one.version, "report.html", one.version),
+            "fit" if turn.wave == 0 else str(turn.wave),
             one.outcome,
             one.sentence,
             f"{one.seconds:.1f} s",
@@ -220,7 +218,7 @@ def _verdicts(progress: Progress, folder: Path) -> Section:
         for one in turn.result.candidates
     )
     said = "Each turn makes two candidates: the analytic head brought up to date, and LoRA with EWC and replay."
-    return Section("What the judge said", (said,), (Table(("Turn", "Candidate", "Verdict", "Why", "Took"), rows),))
+    return Section("What the judge said", (said,), (Table(("Candidate", "Wave", "Verdict", "Why", "Took"), rows),))
 
 
 def _gate(progress: Progress, board: Scoreboard, quarantined: Sequence[Quarantined]) -> Section:
@@ -229,8 +227,9 @@ def _gate(progress: Progress, board: Scoreboard, quarantined: Sequence[Quarantin
     )
     wrong = board.wrong_labels(quarantined)
     said = (
-        f"{wrong.sent} labels that customers gave were wrong on purpose; {wrong.caught} of these are in quarantine, "
-        f"and {wrong.innocent} rows beside them whose label was right. The analytic head takes every label."
+        f"{counted(wrong.sent, 'label')} that customers gave were wrong on purpose; {wrong.caught} of these are in "
+        f"quarantine, and beside them {counted(wrong.innocent, 'row')} whose label was right. LoRA learns from none of "
+        "what is in quarantine; the analytic head takes every label."
     )
     header = ("Turn", "Learned", "Skipped", "Quarantined", "Pseudo-labelled", "Ignored")
     return Section("What the gate let through", (said,), (Table(header, rows),))
@@ -241,11 +240,12 @@ def _drift(progress: Progress, folder: Path) -> Section:
     for turn in progress.turns:
         if turn.result.drift:
             version = next((one.version for one in turn.result.candidates), "")
-            link = _linked(folder, version, "drift.html", "Evidently's report")
-            rows.append((str(turn.result.number), "drift" if turn.result.drifted else "none", turn.result.drift, link))
+            link = _linked(folder, version, "drift.html", f"turn {turn.result.number}")
+            rows.append((link, "drift" if turn.result.drifted else "none", turn.result.drift))
     if not rows:
         return Section("Drift", ("No turn had rows to compare with earlier ones.",))
-    return Section("Drift", (), (Table(("Turn", "Found", "In words", "Report"), tuple(rows)),))
+    table = Table(("Evidently's report", "Found", "In words"), tuple(rows))
+    return Section("Drift", ("Each turn's traffic beside what memory holds of earlier turns.",), (table,))
 
 
 def _requests(progress: Progress, board: Scoreboard) -> Section:

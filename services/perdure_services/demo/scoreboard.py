@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -95,6 +96,18 @@ class Scoreboard:
         """All waves that have begun."""
         return tuple(self._wave(wave) for wave in self._scenario.waves if self.answers(wave))
 
+    def exam(self) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+        """(minutes, accuracy) of what served and of version 1: steps, as a version serves until the next one does."""
+        scores = self._progress.scores
+        return _steps([(score.seconds / 60, score.accuracy) for score in scores]), _steps(
+            [(score.seconds / 60, score.first) for score in scores]
+        )
+
+    def minutes(self, wave: Wave) -> tuple[float, float] | None:
+        """When a wave began and when it was over; None before."""
+        times = [score.seconds / 60 for score in self._progress.scores if score.wave == wave.number]
+        return (times[0], times[-1]) if times else None
+
     def moving(self) -> tuple[list[tuple[float, float]], list[tuple[float, float]], list[tuple[float, float]]]:
         """(requests, figure) over the last `WINDOW` answers: live accuracy, version 1's, and mean confidence."""
         answers = [self._progress.answers[number] for number in sorted(self._progress.answers)]
@@ -154,6 +167,13 @@ class Scoreboard:
                 for one in turn.result.candidates
             ),
         )
+
+
+def _steps(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    found = points[:1]
+    for before, after in pairwise(points):
+        found += [(after[0], before[1]), after]
+    return found
 
 
 def _mean(values: Iterable[float | bool | None]) -> float | None:

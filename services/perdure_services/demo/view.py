@@ -53,6 +53,10 @@ class Status:
     first_live: float | None = None
     """The same for version 1."""
     confidence: float | None = None
+    exam: float | None = None
+    """Share of the evaluation rows that what serves gets right."""
+    first_exam: float | None = None
+    """The same for version 1."""
     version: str | None = None
     trainer: str = ""
     failed: int = 0
@@ -101,7 +105,8 @@ class PlainView(View):
         if status.sent:
             parts += [
                 f"{status.sent} of {status.total} requests",
-                f"live accuracy {percent(status.live)} (version 1: {percent(status.first_live)})",
+                f"exam {percent(status.exam)} (version 1: {percent(status.first_exam)})",
+                f"live answers {percent(status.live)} (version 1: {percent(status.first_live)})",
                 f"confidence {percent(status.confidence)}",
                 f"{status.failed} failed",
             ]
@@ -172,7 +177,7 @@ def waves_table(figures: Sequence[WaveFigures]) -> Table:
     for one in figures:
         table.add_row(
             str(one.wave),
-            ", ".join(one.new_labels) or "none: new wording",
+            named(one.new_labels),
             str(one.requests),
             percent(one.live),
             percent(one.first_live),
@@ -217,20 +222,23 @@ def _now(status: Status) -> RenderableType:
     table = Table.grid(expand=True, padding=(0, 2, 0, 0))
     for _ in range(4):
         table.add_column(ratio=1)
-    live = Text(percent(status.live), style="bold green")
     table.add_row(
-        Text.assemble(("right now     ", "dim"), live),
-        Text.assemble(("version 1  ", "dim"), (percent(status.first_live), "yellow")),
-        Text.assemble(("confidence  ", "dim"), percent(status.confidence)),
-        Text.assemble(("failed requests  ", "dim"), (str(status.failed), "bold red" if status.failed else "green")),
+        _figure("exam", percent(status.exam), "bold green"),
+        _figure("version 1", percent(status.first_exam), "yellow"),
+        _figure("serving", status.version or "nothing yet", "bold"),
+        _figure("trainer", status.trainer),
     )
     table.add_row(
-        Text.assemble(("serving       ", "dim"), (status.version or "nothing yet", "bold")),
-        Text.assemble(("trainer    ", "dim"), status.trainer),
-        "",
-        "",
+        _figure("live answers", percent(status.live), "green"),
+        _figure("version 1", percent(status.first_live), "yellow"),
+        _figure("confidence", percent(status.confidence)),
+        _figure("failed requests", str(status.failed), "bold red" if status.failed else "green"),
     )
     return table
+
+
+def _figure(name: str, value: str, style: str = "") -> Text:
+    return Text.assemble((f"{name}  ", "dim"), (value, style))
 
 
 def _verdicts(verdicts: Sequence[Said]) -> RenderableType:
@@ -240,6 +248,11 @@ def _verdicts(verdicts: Sequence[Said]) -> RenderableType:
     for one in verdicts[-VERDICTS_SHOWN:]:
         table.add_row(Text(one.version, style=COLOURS.get(one.outcome, "")), Text(one.sentence))
     return table
+
+
+def named(labels: Sequence[str]) -> str:
+    """Intents as words."""
+    return ", ".join(labels).replace("_", " ") or "no new intents, but new wording"
 
 
 def percent(share: float | None) -> str:

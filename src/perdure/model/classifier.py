@@ -145,7 +145,7 @@ class AnalyticClassifier(Classifier):
             share, sharpness = np.float32(self.adapted.share), np.float32(self.adapted.sharpness)
             # Both speak of the labels they share; within those the first head's share of probability is kept.
             inside = _log_sum(logarithms[:, mine])
-            blended = (1 - share) * (logarithms[:, mine] - inside) + share * theirs
+            blended = (1 - share) * logarithms[:, mine] + share * theirs
             logarithms[:, mine] = _log_softmax(sharpness * blended) + inside
         probabilities = np.exp(logarithms)
         return Scores(self.labels, (probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32))

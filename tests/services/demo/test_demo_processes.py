@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from perdure.errors import PerdureError
@@ -101,6 +102,8 @@ def test_serve_is_waited_for_until_it_is_ready(processes):
     assert url.startswith("http://127.0.0.1:")
     assert url.rpartition(":")[2].isdigit()
     assert len(ticks) >= 2
+    # The third question is the first that it says yes to.
+    assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
 
 
 def test_a_port_that_is_taken_is_told(processes):

@@ -16,7 +16,7 @@ from perdure_services.demo.report import keep_reports, write_results
 def done(scenario, progress, turn_result):
     """A demo that is over."""
     progress.fitted("v1", 1)
-    progress.scored(Score(0, 0, "v1", 1.0, 1.0, False), 1)
+    progress.scored(Score(30.0, 0, 0, "v1", 1.0, 1.0, False), 1)
     for number, request in enumerate(scenario.requests):
         right = number > 1
         label = request.label if right else "order"
@@ -27,7 +27,7 @@ def done(scenario, progress, turn_result):
     progress.turned(SeenTurn(1, 4, turn_result(2, "v2", "keep", drift="Drift in 1 of 7 columns.", drifted=True)))
     for wave in scenario.waves:
         progress.compared(wave.number, [False] * len(wave.requests))
-        progress.scored(Score(wave.end, wave.number, "v2", 0.9, 0.4, wave.number == 1), 2)
+        progress.scored(Score(60.0 * wave.number, wave.end, wave.number, "v2", 0.9, 0.4, wave.number == 1), 2)
         progress.wave_ended(wave.number, 3.0)
     return progress
 
@@ -56,7 +56,7 @@ def test_the_page_says_what_happened(written):
         "Wave by wave",
         "What the judge said",
         "Keep: a reason.",
-        "1 labels that customers gave were wrong on purpose; 1 of these are in quarantine, and 0 rows",
+        "1 label that customers gave were wrong on purpose; 1 of these are in quarantine, and beside them 0 rows",
         "Drift in 1 of 7 columns.",
         'href="versions/v2/report.html"',
         'href="versions/v2/drift.html"',

@@ -140,6 +140,16 @@ def test_from_the_fit_to_the_last_wave(story, parts, tmp_path, api):
     assert any("The API answers" in text for text in parts.view.said)
 
 
+def test_a_wave_that_is_over_is_not_run_again(story, parts, tmp_path, api):
+    run(story, tmp_path)
+    scores, said = len(parts.progress.scores), len(api.requests)
+    story.fit(tmp_path / "data")
+    story.waves(api.url)
+    assert len(parts.progress.scores) == scores
+    assert len(api.requests) == said
+    assert parts.processes.started == ["fit", "serve", "train"]
+
+
 def test_an_interruption_and_the_next_start(story, parts, tmp_path, api, progress_in):
     def interrupt(status):
         if status.sent >= 2:

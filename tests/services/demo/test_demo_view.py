@@ -22,6 +22,8 @@ STATUS = Status(
     live=0.62,
     first_live=0.31,
     confidence=0.77,
+    exam=0.931,
+    first_exam=0.622,
     version="v000003-head",
     trainer="learning for 12 s",
     failed=0,
@@ -44,8 +46,9 @@ def printed(console):
 def test_the_dashboard_says_it_all(console):
     console.print(dashboard(STATUS))
     for part in (
-        "wave 2 of 6", "50 / 192", "227 / 1,209", "62.0 %", "31.0 %", "77.0 %", "v000003-head", "learning for 12 s",
-        "1:35, about 3:20 left", "v000003-lora", "Keep: no better than [the] champion.", "91.0 %", "refund_status",
+        "wave 2 of 6", "50 / 192", "227 / 1,209", "62.0 %", "31.0 %", "93.1 %", "62.2 %", "77.0 %", "91.0 %",
+        "v000003-head", "learning for 12 s", "1:35, about 3:20 left", "v000003-lora", "refund status",
+        "Keep: no better than [the] champion.",
     ):  # fmt: skip
         assert part in printed(console), part
 
@@ -71,7 +74,9 @@ def test_plain_lines_come_now_and_then(console, monkeypatch):
         view.say("[said] as it is")
     assert "[said] as it is" in printed(console)
     line = printed(console).split("\n")[0]
-    assert line.startswith("1:35  wave 2: new intents; 227 of 1209 requests; live accuracy 62.0 % (version 1: 31.0 %)")
+    assert line.startswith(
+        "1:35  wave 2: new intents; 227 of 1209 requests; exam 93.1 % (version 1: 62.2 %); live answers 62.0 %"
+    )
     assert "0 failed" in line
 
 

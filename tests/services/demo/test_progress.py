@@ -9,7 +9,7 @@ from perdure.errors import UsageError
 from perdure_services.demo.progress import FILE, Answer, Progress, Score, SeenTurn
 
 ANSWER = Answer(3, "id-3", "order", 0.75, "v1", True, 0.01)
-SCORE = Score(4, 1, "v2", 0.8, 0.5, True)
+SCORE = Score(60.0, 4, 1, "v2", 0.8, 0.5, True)
 
 
 @pytest.fixture
@@ -102,3 +102,12 @@ def test_looking_again_is_no_start(filled, tmp_path):
     for _ in range(2):
         with Progress(tmp_path, {"data": "mine"}) as looked:
             assert looked.runs == 1
+
+
+def test_a_line_that_cannot_be_read_hides_no_other(filled, progress_in, tmp_path):
+    filled.close()
+    lines = (tmp_path / FILE).read_text().split("\n")
+    (tmp_path / FILE).write_text("\n".join([*lines[:2], '{"kind": "ans', *lines[2:]]))
+    again = progress_in()
+    assert again.answers == {3: ANSWER}
+    assert again.ended == {1: 12.5}

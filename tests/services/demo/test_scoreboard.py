@@ -58,10 +58,11 @@ def test_a_wave_in_figures(board, answer, progress, turn_result):
     assert (wave.wave, wave.requests, wave.live, wave.confidence) == (1, 2, 0.5, pytest.approx(0.7))
     assert (wave.accuracy, wave.first, wave.version, wave.first_live) == (None, None, None, None)
     progress.compared(1, [False, False, True, True])
-    progress.scored(Score(1, 1, "v2", 0.7, 0.4, True), 2)
+    progress.scored(Score(60.0, 1, 1, "v2", 0.7, 0.4, True), 2)
     progress.turned(SeenTurn(1, 2, turn_result(outcome="keep")))
     progress.turned(SeenTurn(2, 2, turn_result(outcome="promote")))
-    progress.scored(Score(2, 1, "v3", 0.9, 0.4, False), 2)
+    progress.scored(Score(90.0, 2, 1, "v3", 0.9, 0.4, False), 2)
+    assert board.waves()[0].accuracy is None
     progress.wave_ended(1, 1.0)
     (wave,) = board.waves()
     assert (wave.accuracy, wave.first, wave.version, wave.first_live) == (0.9, 0.4, "v3", 0.0)
@@ -78,7 +79,7 @@ def test_wrong_labels_that_were_told(board, answer, progress):
         return [Quarantined(f"id-{number}", "why", "text", "label", 0.0) for number in numbers]
 
     assert board.wrong_labels(doubt()) == WrongLabels(1, 0, 0)
-    assert board.wrong_labels(doubt(2, 0, 99)) == WrongLabels(1, 1, 1)
+    assert board.wrong_labels(doubt(2, 1, 99)) == WrongLabels(1, 1, 1)
 
 
 def test_moving_figures(board, answer, progress, scenario, monkeypatch):
@@ -98,3 +99,16 @@ def test_what_was_not_recorded_and_who_answered(board, answer):
     answer(2, "order", version="v2")
     assert board.unrecorded() == 1
     assert board.versions() == ("v2", "v1")
+
+
+def test_the_exam_goes_in_steps(board, progress, scenario):
+    assert board.exam() == ([], [])
+    assert board.minutes(scenario.waves[0]) is None
+    progress.scored(Score(60.0, 0, 1, "v1", 0.6, 0.6, False), 1)
+    progress.scored(Score(120.0, 3, 1, "v2", 0.9, 0.6, True), 2)
+    progress.scored(Score(180.0, 4, 1, "v2", 0.9, 0.6, False), 2)
+    progress.scored(Score(180.0, 4, 2, "v2", 0.7, 0.4, False), 2)
+    learning, frozen = board.exam()
+    assert learning == [(1, 0.6), (2, 0.6), (2, 0.9), (3, 0.9), (3, 0.9), (3, 0.9), (3, 0.7)]
+    assert frozen[-1] == (3, 0.4)
+    assert board.minutes(scenario.waves[0]) == (1, 3)
