@@ -8,48 +8,10 @@ from pathlib import Path
 
 import pytest
 
-WORDS = [
-    "refund",
-    "order",
-    "parcel",
-    "late",
-    "broken",
-    "card",
-    "pay",
-    "invoice",
-    "password",
-    "login",
-    "account",
-    "close",
-    "open",
-    "change",
-    "address",
-    "phone",
-    "email",
-    "where",
-    "is",
-    "my",
-    "the",
-    "a",
-    "i",
-    "want",
-    "to",
-    "please",
-    "help",
-    "can",
-    "you",
-    "not",
-    "work",
-    "does",
-    "money",
-    "back",
-    "lost",
-    "stolen",
-    "limit",
-    "raise",
-    "delete",
-    "update",
-]
+WORDS = """
+refund order parcel late broken card pay invoice password login account close open change address phone email where is
+my the a i want to please help can you not work does money back lost stolen limit raise delete update
+""".split()
 
 
 @pytest.fixture(autouse=True)

@@ -84,6 +84,6 @@ class Inbox:
 
     def _count(self, memory: Memory) -> Waiting:
         enough = max(self._settings.trainer.min_new_labels, 1)
-        # A correction of a row that a turn has had is not fresh, but the head has yet to hear of it.
+        # Where somebody was forgotten there is no fresh row, but the head has yet to hear of it.
         labels = max(memory.counts().fresh, len(memory.deltas(enough)))
         return Waiting(labels, memory.turn().stage == "frozen")

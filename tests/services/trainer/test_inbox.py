@@ -6,6 +6,7 @@ import pytest
 
 from perdure.errors import StoreBusy, StreamError
 from perdure.memory import open_memory
+from perdure.records import Erasure, Feedback, Interaction
 from perdure.stream import SqliteStream, open_stream
 from perdure_services.trainer import inbox as inbox_module
 from perdure_services.trainer.inbox import Inbox
@@ -86,6 +87,22 @@ def test_a_correction_waits_too(settings_in, arrive, inbox_of, absorb):
         memory.finish("{}")
     arrive(settings, "a", label="refund", at=2000.0)
     assert inbox.read().labels > 0
+
+
+def test_what_the_head_has_yet_to_forget_waits_too(settings_in, inbox_of, absorb):
+    settings = settings_in()
+    inbox = inbox_of(settings)
+    with open_stream(settings.stream) as stream:
+        stream.append([Interaction(time=1000.0, id="a", text="a text", subject="anna")])
+        stream.append([Feedback(time=1000.0, interaction="a", label="order")])
+    inbox.read()
+    with open_memory(settings) as memory:
+        memory.freeze(champion=None, promotion=1)
+        absorb(memory)
+        memory.finish("{}")
+    with open_stream(settings.stream) as stream:
+        stream.append([Erasure(time=2000.0, subject="anna")])
+    assert inbox.read().labels == 1
 
 
 def test_no_page_is_begun_once_it_stops(settings_in, arrive, inbox_of, stop):

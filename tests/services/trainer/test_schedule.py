@@ -49,6 +49,12 @@ def test_the_poll_runs_at_once_and_then_every_so_often(scheduled, until):
     assert 0.25 < times[3] - times[0] < 3
 
 
+def test_the_first_poll_waits_for_nothing(scheduled):
+    came = threading.Event()
+    scheduled(poll=came.set)
+    assert came.wait(3)
+
+
 def test_the_turn_waits_for_its_interval(scheduled, until):
     times = []
     begun = time.monotonic()
