@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -191,18 +192,25 @@ def test_the_help_is_quick_and_needs_no_torch(tmp_path):
         "import sys; sys.argv = ['perdure', '--help']\n"
         "from perdure.cli import main\n"
         "try: main()\n"
-        "finally: sys.stderr.write('torch' if 'torch' in sys.modules else 'light')"
+        f"finally: sys.stderr.write(' '.join(m for m in (*{TRAINING_ONLY!r}, 'torch') if m in sys.modules))"
     )
     taken = []
     for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=60)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert (ran.returncode, ran.stderr) == (0, "light")
-        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        if taken[-1] < 1.5:
-            break
-    assert min(taken) < 1.5, taken
+        seconds, ran = cpu_seconds(program, tmp_path)
+        assert (ran.returncode, ran.stderr) == (0, "")
+        # A busy machine needs longer for everything: then what the frameworks alone need is the measure.
+        allowed = max(1.5, 2 * cpu_seconds("import fastapi, rich.console, typer", tmp_path)[0])
+        taken.append((seconds, allowed))
+        if seconds < allowed:
+            return
+    pytest.fail(f"the help takes longer (CPU seconds, allowed): {taken}")
+
+
+def cpu_seconds(program: str, folder: Path) -> tuple[float, subprocess.CompletedProcess[str]]:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=folder, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, ran
 
 
 @pytest.fixture
