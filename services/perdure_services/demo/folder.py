@@ -31,7 +31,7 @@ PRODUCT = {
     # One thread for each process: API, turn and exam share two cores, and with two threads each they would fight.
     "model.threads": 1,
     # The trainer starts a turn by itself in each wave, when most of it has come.
-    "trainer.min_new_labels": 100,
+    "trainer.min_new_labels": 80,
     "memory.per_class": 50,
     # Any free port.
     "serving.port": 0,

@@ -128,9 +128,12 @@ def test_a_turn_that_was_interrupted_goes_on_at_once(started, arrive, until):
 
 
 def test_what_comes_during_a_turn_is_left_alone_until_it_ends(started, arrive, until):
-    _, turns, settings = started(gate=False)
+    trainer, turns, settings = started(gate=False)
     arrive(settings, "a", "b", "c")
     until(lambda: turns.begun)
+    begun = time.monotonic()
+    trainer.poll()
+    assert time.monotonic() - begun < 2
     arrive(settings, "d", "e", "f", "g")
     with open_memory(settings) as memory:
         # The turn's process has the memory now: polls must not come between.
