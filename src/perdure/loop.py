@@ -17,7 +17,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -35,7 +35,6 @@ from perdure.learn.material import Encodings, Material
 from perdure.memory import IngestCounts, Memory, TurnState, ingest
 from perdure.model.classifier import AnalyticClassifier, load_classifier, shared_encoder
 from perdure.model.head import Statistics
-from perdure.records import Sample
 from perdure.registry import JUDGE, Card, Registry
 from perdure.stream import Stream
 from perdure.trial import Trial
@@ -100,7 +99,6 @@ class Loop:
         state, champion = self._freeze()
         self._stage("statistics")
         statistics = self._absorb()
-        self._stage("gate")
         material, drift, trial = self._gate(state, champion)
         judged: list[CandidateResult] = []
         promotion = state.promotion
@@ -115,8 +113,6 @@ class Loop:
             if result.outcome == "promote":
                 champion = self._load(result.version)
                 promotion += 1
-        self._stage("remember")
-        self._remember(champion)
         summary = TurnResult(
             number=state.number,
             champion_before=state.champion,
@@ -218,14 +214,14 @@ class Loop:
         adapter = champion.adapted.adapter if champion and champion.adapted else None
         encodings = Encodings(self._encoder, adapter, self._settings.model.batch)
         material = Material(state.number, rows, samples, Gated(()), encodings)
+        self._stage("remember")
+        if champion is not None:
+            self._remember(champion, material)
+        self._stage("gate")
         trial = Trial(self._settings, self._registry, self._memory, state)
         drift = trial.drift(material, champion)
         scores = neighbours = None
         if champion is not None and rows:
-            if not self._memory.embedded(champion.space):
-                # After a rollback, say: neighbours in another version's space would mean nothing.
-                past = frozenset(material.remembered().keys)
-                self._embed(champion, (sample for sample in samples if sample.key in past))
             encoded = encodings([row.text for row in rows])
             scores = champion.answer(encoded)
             # A few more than are asked: the row's own text may be among them, and has no vote.
@@ -241,6 +237,17 @@ class Loop:
         )
         trial.quarantine(gated)
         return replace(material, gated=gated), drift, trial
+
+    def _remember(self, champion: AnalyticClassifier, material: Material) -> None:
+        """Embeds, in the champion's space, what memory has no embedding of there, for its views.
+
+        Without what this turn's rows say: they must not vouch for themselves, however often the turn is started again.
+        After a promotion or a rollback that is all of memory, as neighbours in another space would mean nothing.
+        """
+        done, past = self._memory.embedded(champion.space), material.remembered()
+        missing = past.where([key not in done for key in past.keys])
+        if missing or not done:
+            self._memory.embed(champion.space, missing.keys, material.encodings(missing.texts).last)
 
     # ── learn, judge, promote ──
     def _try(
@@ -331,16 +338,3 @@ class Loop:
             return None
         folder = self._registry.fetch(version, self._cache)
         return load_classifier(folder, version, batch=self._settings.model.batch, encoder=self._settings.model.name)
-
-    def _remember(self, champion: AnalyticClassifier | None) -> None:
-        """Embeds what memory has no embedding of in the champion's space, for the views of the next turn."""
-        if champion is None:
-            return
-        done = self._memory.embedded(champion.space)
-        self._embed(champion, (sample for sample in self._memory.samples() if sample.key not in done))
-
-    def _embed(self, champion: AnalyticClassifier, samples: Iterable[Sample]) -> None:
-        missing = tuple(samples)
-        if missing:
-            vectors = champion.encode([sample.text for sample in missing]).last
-            self._memory.embed(champion.space, [sample.key for sample in missing], vectors)

@@ -15,6 +15,8 @@ import pytest
 from perdure.backtest import run_backtest
 from perdure.backtest_report import write_backtest_report
 from perdure.errors import UsageError
+from perdure.records import Feedback, Interaction
+from perdure.stream import SqliteStream
 
 TIMINGS = {"cpu_seconds", "wall_seconds", "seconds"}
 SESSIONS = (("refund", "parcel"), ("login",), ("card", "refund"))
@@ -49,7 +51,9 @@ def recorded(tmp_path, sentences):
 
 @pytest.fixture
 def settings(desk):
-    return desk.settings.with_values({"judge.drift_min_rows": 10_000, "memory.per_class": 10})
+    return desk.settings.with_values(
+        {"judge.drift_min_rows": 10_000, "judge.judge_latency": True, "memory.per_class": 10}
+    )
 
 
 def untimed(value: Any) -> Any:
@@ -115,9 +119,6 @@ def test_the_loop_never_sees_what_it_is_evaluated_on(recorded, settings, tmp_pat
 
 
 def test_rows_of_a_session_are_predicted_by_the_champion_of_before(recorded, settings, tmp_path):
-    from perdure.records import Feedback, Interaction
-    from perdure.stream import SqliteStream
-
     stream, evaluation = recorded
     run_backtest(stream, evaluation, tmp_path / "out", settings)
     with SqliteStream(tmp_path / "out" / "state" / "stream.db") as written:
@@ -174,6 +175,12 @@ class Stopped(Exception):
     pass
 
 
+def recorded_ids(out: Path) -> list[str]:
+    with SqliteStream(out / "state" / "stream.db") as stream:
+        records = [entry.record() for entry in stream.read({}, 10_000).entries]
+    return [record.id for record in records if isinstance(record, Interaction)]
+
+
 def test_a_backtest_stopped_anywhere_ends_with_the_same_figures(recorded, settings, tmp_path):
     """Stopped at stage after stage, until it gets through."""
     stream, evaluation = recorded
@@ -203,6 +210,7 @@ def test_a_backtest_stopped_anywhere_ends_with_the_same_figures(recorded, settin
             stopped += 1
     assert stopped > 20
     assert sessions == [0, 1, 2]
+    assert recorded_ids(tmp_path / "stopped") == recorded_ids(tmp_path / "undisturbed"), "rows were recorded twice"
     assert figures(tmp_path / "stopped") == figures(tmp_path / "undisturbed")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 
+import numpy as np
 import pytest
 from obstore.store import LocalStore
 
@@ -58,7 +59,7 @@ def test_somebody_who_promotes_meanwhile_makes_the_turn_stale(taught):
 
 def test_a_rollback_during_a_turn_that_was_killed_is_not_undone(taught):
     with pytest.raises(Stopped):
-        taught.turn(stage=stop_at("remember"), lora__enabled=False)
+        taught.turn(stage=stop_at("finish"), lora__enabled=False)
     assert log_of(taught)[-1] == "v000002-head"
     taught.registry().rollback(by="ann", reason="too eager")
     result = taught.turn(lora__enabled=False)
@@ -82,8 +83,6 @@ def test_neighbours_are_asked_in_the_space_of_the_champion(taught, sentences):
     taught.turn(lora__enabled=False)
     with taught.memory(read_only=False) as memory:
         keys = [sample.key for sample in memory.samples()]
-        import numpy as np
-
         vectors = np.random.default_rng(0).normal(size=(len(keys), 32)).astype(np.float32)
         memory.embed("another-space", keys, vectors)
     wrong = taught.send([(text, "parcel") for text in sentences("refund", 4, seed=4)], name="wrong", at=900.0)
@@ -97,6 +96,19 @@ def test_neighbours_are_asked_in_the_space_of_the_champion(taught, sentences):
     result = taught.turn(stage=look, lora__enabled=False, gate__confident=0.5, gate__neighbours=3)
     assert embedded == [0]
     assert result.gate["quarantine"] == len(wrong)
+
+
+def test_embeddings_of_another_space_go_even_when_there_is_nothing_to_embed(desk):
+    desk.teach("refund", "parcel")
+    desk.turn(lora__enabled=False)
+    with desk.memory(read_only=False) as memory:
+        keys = [sample.key for sample in memory.samples()]
+        memory.embed("another-space", keys, np.ones((len(keys), 32), dtype=np.float32))
+    # Every sample is said again: none of them may vouch for a row of this turn.
+    desk.teach("refund", "parcel", name="again", at=100.0)
+    desk.turn(lora__enabled=False)
+    with desk.memory() as memory:
+        assert not memory.embedded("another-space")
 
 
 def test_a_damaged_champion_is_told_and_nothing_is_promoted(taught):
