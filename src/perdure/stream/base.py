@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from perdure.errors import RecordError
 from perdure.records import Record, decode
+from perdure.stream.payload import Payload, payloads
 
 Offset = Mapping[str, int]
 """For each partition, the position of the first entry not yet read. An empty mapping is the beginning."""
@@ -55,14 +56,23 @@ class Stream(ABC):
     order in which they were appended; the same entry may be read again, and a reader must not mind.
     """
 
+    remote: ClassVar[bool] = False
+    """An append goes over a network, and may take as long as that does: a service keeps a spool before it."""
+
     def append(self, records: Sequence[Record]) -> None:
-        """Adds `records`, all or none of them.
+        """Adds `records`.
 
         Raises:
-            StreamError: the stream cannot be reached or written; nothing was added.
+            RecordError: one cannot be encoded; nothing was added.
+            StreamError: the stream cannot be reached or written. A stream on this machine has added nothing then; a
+                remote one may have added some. Appending all of them again is always safe.
         """
-        if records:
-            self._append(records)
+        self.append_payloads(payloads(records))
+
+    def append_payloads(self, added: Sequence[Payload]) -> None:
+        """Adds records that are encoded already; as `append` otherwise."""
+        if added:
+            self._append(added)
 
     def read(self, offset: Offset, limit: int) -> Page:
         """Up to `limit` entries from `offset` on; an empty page when there is nothing new.
@@ -91,7 +101,7 @@ class Stream(ABC):
         """Gives everything back; a closed stream cannot be used again."""
 
     @abstractmethod
-    def _append(self, records: Sequence[Record]) -> None: ...
+    def _append(self, added: Sequence[Payload]) -> None: ...
 
     @abstractmethod
     def _read(self, offset: Offset, limit: int) -> Page: ...

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from operator import itemgetter
 
 from perdure.errors import StreamError
-from perdure.records import Record
 from perdure.stream.base import Offset, Page, Stream
 from perdure.stream.partition import FIRST, PARTITION, page, start_of
-from perdure.stream.payload import Payload, payloads
+from perdure.stream.payload import Payload
 
 
 class MemoryStream(Stream):
@@ -69,8 +68,7 @@ class MemoryStream(Stream):
         with self._lock:
             self._closed = True
 
-    def _append(self, records: Sequence[Record]) -> None:
-        added = payloads(records)
+    def _append(self, added: Sequence[Payload]) -> None:
         with self._lock:
             self._check_open()
             if self._failure is not None:

@@ -18,7 +18,7 @@ class Payload:
     body: bytes
     time: float
     interaction: str | None
-    """Id of the interaction that this is, or that this is feedback on."""
+    """Id of the interaction that this is, or that this is feedback on; None for what concerns all (an erasure)."""
     subject: str | None
     """Whose interaction this is; None for feedback, which goes with its interaction."""
 

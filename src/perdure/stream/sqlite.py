@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from perdure.errors import StreamError
-from perdure.records import Record
 from perdure.stream.base import Offset, Page, Stream
 from perdure.stream.partition import FIRST, PARTITION, page, start_of
-from perdure.stream.payload import payloads
+from perdure.stream.payload import Payload
 
 APPLICATION_ID = 0x50524453
 """'PRDS' in the file's header: tells a stream from any other SQLite file."""
@@ -117,8 +116,8 @@ class SqliteStream(Stream):
                 self._connection.close()
                 self._connection = None
 
-    def _append(self, records: Sequence[Record]) -> None:
-        rows = [(added.body, added.time, added.interaction, added.subject) for added in payloads(records)]
+    def _append(self, added: Sequence[Payload]) -> None:
+        rows = [(payload.body, payload.time, payload.interaction, payload.subject) for payload in added]
         with self._lock, self._explained("could not be written, nothing was recorded"):
             connection = self._open()
             self._check_in_place()
