@@ -50,6 +50,8 @@ class StreamSettings(Section):
     """When retention has removed records before memory read them: go on behind the gap and count them, or stop."""
     dead_letter_topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,249}$")] = ""
     """Topic that records which cannot be read are copied to, beside quarantine; empty for none."""
+    group: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")] = "perdure"
+    """Consumer group: under its name the broker shows how far memory has read."""
     security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     """How the broker is spoken to."""
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"

@@ -135,7 +135,12 @@ class Loop:
     # ── ingest ──
     def ingest(self) -> IngestCounts:
         """Reads the stream to its end, page by page; each page is one transaction."""
-        return ingest(self._stream, self._memory, lambda: self._stage("ingest"))
+
+        def next_page() -> bool:
+            self._stage("ingest")
+            return True
+
+        return ingest(self._stream, self._memory, next_page)
 
     def _anything_new(self) -> bool:
         return bool(self._memory.deltas(1)) or self._memory.rebuild_due or self._memory.counts().fresh > 0

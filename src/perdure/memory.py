@@ -6,6 +6,7 @@ point leaves a memory that is whole, and a turn that is started again goes on fr
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
@@ -13,9 +14,11 @@ from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from perdure.config import Settings
-from perdure.errors import UsageError
+from perdure.errors import StreamError, UsageError
 from perdure.records import Float, Sample
 from perdure.stream.base import Offset, Page, Stream
+
+logger = logging.getLogger(__name__)
 
 ENTRY_POINTS = "perdure.memory"
 
@@ -41,6 +44,8 @@ class IngestCounts:
     """Interactions or feedback that waited longer than the time limit."""
     quarantined: int = 0
     erasures: int = 0
+    lost: int = 0
+    """Records that the stream's retention removed before they were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,23 +275,34 @@ def open_memory(settings: Settings, *, read_only: bool = False) -> Memory:
     raise UsageError("no replay memory is installed: install perdure[cpu] or perdure[gpu]")
 
 
-def ingest(stream: Stream, memory: Memory, before: Callable[[], None] | None = None) -> IngestCounts:
+def ingest(stream: Stream, memory: Memory, go_on: Callable[[], bool] = lambda: True) -> IngestCounts:
     """Reads `stream` to its end into `memory`, page by page; each page is one transaction.
 
     Args:
         stream: read from the memory's offset on.
         memory: open for writing.
-        before: called before each page is read.
+        go_on: asked before each page is read; False ends it there.
 
     Raises:
         StreamError: the stream cannot be read; pages read until then stay.
     """
     total = IngestCounts()
-    while True:
-        if before:
-            before()
-        page = stream.read(memory.offset(), PAGE)
-        if not page.entries and dict(page.next) == dict(memory.offset()):
-            return total
+    while go_on():
+        before = memory.offset()
+        page = stream.read(before, PAGE)
+        if not page.entries and dict(page.next) == dict(before):
+            break
         counts = memory.ingest(page)
+        if counts.quarantined:
+            _reject(stream, page)
         total = IngestCounts(**{name: getattr(total, name) + value for name, value in asdict(counts).items()})
+    return total
+
+
+def _reject(stream: Stream, page: Page) -> None:
+    refused = [(entry, reason) for entry in page.entries if (reason := entry.reason()) is not None]
+    try:
+        stream.reject([entry for entry, _ in refused], [reason for _, reason in refused])
+    except StreamError as error:
+        # They are in quarantine: what is missing is a copy for others.
+        logger.error("%s", error)  # noqa: TRY400 (the message says it all)

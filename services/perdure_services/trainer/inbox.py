@@ -7,12 +7,9 @@ from dataclasses import dataclass
 
 from perdure.config import Settings
 from perdure.errors import StreamError
-from perdure.memory import Memory, open_memory
+from perdure.memory import Memory, ingest, open_memory
 from perdure.stream import Stream, open_stream
 from perdure.stream.base import Offset
-
-PAGE = 1000
-"""Stream entries in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +55,10 @@ class Inbox:
             if self._stream is None:
                 self._stream = open_stream(self._settings.stream)
             stream = self._stream
-            if self._offset is not None and not stream.read(self._offset, 1).entries:
+            if self._offset is not None and dict(stream.end()) == dict(self._offset):
                 return self._waiting
             with open_memory(self._settings) as memory:
-                while not self._stop.is_set() and (page := stream.read(memory.offset(), PAGE)).entries:
-                    memory.ingest(page)
+                ingest(stream, memory, lambda: not self._stop.is_set())
                 self._waiting = self._count(memory)
                 self._offset = memory.offset()
         except StreamError:

@@ -47,6 +47,8 @@ class Page:
 
     entries: tuple[Entry, ...]
     next: Offset
+    lost: int = 0
+    """Entries that the store removed before they were read; the page begins behind them."""
 
 
 class Stream(ABC):
@@ -94,6 +96,13 @@ class Stream(ABC):
 
         Positions of other entries do not change. Feedback on the subject's interactions goes with them. Returns the
         number of entries removed; 0 where the store cannot remove (it then expires by the store's own retention).
+        """
+
+    def reject(self, entries: Sequence[Entry], reasons: Sequence[str]) -> None:  # noqa: B027 (most streams do nothing)
+        """Tells the stream that `entries` cannot be read, and why: one that has a place for such keeps a copy there.
+
+        Raises:
+            StreamError: no copy could be made.
         """
 
     @abstractmethod

@@ -27,9 +27,18 @@ def _open_memory(location: str, settings: StreamSettings) -> Stream:
     return MemoryStream()
 
 
+def _open_kafka(location: str, settings: StreamSettings) -> Stream:
+    # Imported here: who has no broker need not wait for its client.
+    from perdure.stream.kafka.client import servers_of
+    from perdure.stream.kafka.stream import KafkaStream
+
+    return KafkaStream(servers_of(location), settings)
+
+
 OPENERS: MappingProxyType[str, Callable[[str, StreamSettings], Stream]] = MappingProxyType(
     {
         "sqlite": _open_sqlite,
+        "kafka": _open_kafka,
         "memory": _open_memory,
     }
 )
@@ -55,6 +64,6 @@ def open_stream(settings: StreamSettings) -> Stream:
         # The location may carry a password, so only the scheme is shown.
         raise SettingError(
             f"stream.url cannot start with '{scheme}:': this version has no {scheme.capitalize()} stream "
-            f"(known: {known}). Use sqlite:PATH"
+            f"(known: {known}). Use sqlite:PATH or kafka://HOST:PORT"
         )
     return opener(location, settings)

@@ -10,6 +10,7 @@ from perdure.config import StreamSettings
 from perdure.errors import SettingError
 from perdure.records import Erasure
 from perdure.stream import MemoryStream, SqliteStream, open_stream
+from perdure.stream.kafka import KafkaStream
 
 
 def test_a_relative_path_is_relative_to_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,11 +49,19 @@ def test_the_busy_timeout_is_passed_on(tmp_path: Path) -> None:
             stream.append([Erasure(subject="ann", time=1.0)])
 
 
+def test_a_topic_is_opened_without_asking_its_brokers() -> None:
+    with open_stream(StreamSettings(url="kafka://one:9092,[::1]:9093")) as stream:
+        assert isinstance(stream, KafkaStream)
+
+
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("kafka://ann:hunter2@broker:9092", r"'kafka:': this version has no Kafka stream \(known: sqlite:, memory:\)"),
-        ("redis:x", r"'redis:'.*no Redis stream.*known: sqlite:, memory:"),
+        ("kafka://ann:hunter2@broker:9092", r"write kafka://HOST:PORT.*stream\.sasl_username"),
+        ("kafka:broker:9092", r"write kafka://HOST:PORT"),
+        ("kafka://broker", r"write kafka://HOST:PORT"),
+        ("kafka://", r"write kafka://HOST:PORT"),
+        ("redis:x", r"'redis:'.*no Redis stream.*known: sqlite:, kafka:, memory:"),
         ("var/stream.db", r"'var/stream.db'.*Write 'sqlite:var/stream.db'"),
         ("", "does not say what kind"),
         ("sqlite:", "write sqlite:PATH"),

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+import perdure.memory
 from perdure.errors import StoreBusy, StreamError
 from perdure.memory import open_memory
 from perdure.records import Erasure, Feedback, Interaction
@@ -31,7 +32,7 @@ def inbox_of(stop):
 
 
 def test_it_counts_the_labelled_rows_that_wait(settings_in, arrive, inbox_of, monkeypatch):
-    monkeypatch.setattr(inbox_module, "PAGE", 2)
+    monkeypatch.setattr(perdure.memory, "PAGE", 2)
     settings = settings_in()
     inbox = inbox_of(settings)
     assert not inbox.read().anything
