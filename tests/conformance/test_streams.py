@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from kafka import KafkaProducer
 
-from perdure.stream import MemoryStream, SqliteStream, Stream
+from perdure.config import StreamSettings
+from perdure.stream import MemoryStream, SqliteStream, Stream, open_stream
 
 from .stream_suite import StreamFactory, StreamSuite
 
@@ -33,14 +37,35 @@ class SqliteFactory(StreamFactory):
             connection.execute("INSERT INTO entry (payload) VALUES (?)", (payload,))
 
 
+class KafkaFactory(StreamFactory):
+    """One partition: over several there is no order to speak of."""
+
+    can_forget = False
+    address = ""
+
+    def open(self) -> Stream:
+        # The folder's name is this test's own.
+        topic = f"suite-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:16]}-{os.getpid()}"
+        self.settings = StreamSettings(url=f"kafka://{self.address}", topic=topic, partitions=1)
+        return open_stream(self.settings)
+
+    def inject(self, stream: Stream, payload: bytes) -> None:
+        with KafkaProducer(bootstrap_servers=self.address) as producer:
+            producer.send(self.settings.topic, payload, partition=0).get(timeout=30)
+
+
 # One line for each implementation.
 FACTORIES: dict[str, type[StreamFactory]] = {
     "memory": MemoryFactory,
     "sqlite": SqliteFactory,
+    "kafka": KafkaFactory,
 }
 
 
 class TestStreams(StreamSuite):
-    @pytest.fixture(params=FACTORIES)
+    @pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.kafka] * (name == "kafka")) for name in FACTORIES])
     def factory(self, request: pytest.FixtureRequest, tmp_path: Path) -> StreamFactory:
-        return FACTORIES[request.param](tmp_path)
+        made = FACTORIES[request.param](tmp_path)
+        if isinstance(made, KafkaFactory):
+            made.address = request.getfixturevalue("kafka_broker").address
+        return made

@@ -39,9 +39,13 @@ _ADVICE: tuple[tuple[type[Exception], str], ...] = (
         errors.PolicyViolationError,
         "the broker's policy does not allow it: make the topic by hand, and set stream.create_topic to false",
     ),
+    (errors.KafkaConfigurationError, "the client cannot use these settings: look at the section stream"),
     (errors.NotEnoughReplicasError, "too few copies of the partition are in step: look at the brokers"),
 )
-_AWAY = "the broker cannot be reached or does not answer: start it, or correct stream.url and stream.security"
+_AWAY = (
+    "the broker cannot be reached, or does not answer this client: start it, or correct stream.url, stream.security "
+    "and the stream.sasl_… and stream.tls_… that go with it"
+)
 
 
 def servers_of(location: str) -> tuple[str, ...]:
@@ -74,7 +78,6 @@ def options(servers: tuple[str, ...], settings: StreamSettings) -> dict[str, Any
         "reconnect_backoff_max_ms": RECONNECT_MS,
         "metadata_max_age_ms": METADATA_MS,
         "bootstrap_timeout_ms": milliseconds,
-        "metrics_enabled": False,
     }
     if settings.security.startswith("SASL"):
         chosen |= {

@@ -191,6 +191,7 @@ class Reader:
                 fetch_max_bytes=2 * MAX_RECORD_BYTES,
                 request_timeout_ms=int(self._settings.delivery_seconds * 1000),
                 allow_auto_create_topics=False,
+                metrics_enabled=False,
             )
             self._at, self._ends = {}, {}
         return self._made

@@ -54,16 +54,30 @@ class Writer:
             RecordError: a record is too large for the topic; others may have been added.
             StreamError: a record was not acknowledged in time; others may have been added.
         """
+        too_large = self._write(added)
+        if too_large and len(added) > 1:
+            # Several in one request may be more than a topic with a low limit takes; one by one they may not.
+            too_large = [payload for payload in too_large for _ in self._write([payload])]
+        if too_large:
+            sizes = ", ".join(str(len(payload.body)) for payload in too_large[:5])
+            raise RecordError(
+                f"{len(too_large)} records ({sizes} bytes) are larger than the topic {self._settings.topic!r} allows: "
+                "raise its max.message.bytes"
+            )
+
+    def _write(self, added: Sequence[Payload]) -> list[Payload]:
+        """The payloads that are too large."""
         topic = self._settings.topic
         where = f"{len(added)} records were not acknowledged by the topic {topic!r} at {', '.join(self._servers)}"
         with explained(where):
             producer = self._producer()
             try:
-                futures = [future for payload in added for future in self._send(producer, topic, payload)]
+                futures = [(payload, future) for payload in added for future in self._send(producer, topic, payload)]
             except kafka_errors.KafkaError:
                 self._abandon(producer)
                 raise
-        self._settle(producer, futures, where)
+        failed = self._settle(producer, [future for _, future in futures], where)
+        return [payload for number, (payload, _) in enumerate(futures) if number in failed]
 
     def copy(self, entries: Sequence[Entry], reasons: Sequence[str]) -> None:
         """Copies payloads to the dead-letter topic, with the reason and the place that they came from.
@@ -89,7 +103,8 @@ class Writer:
                 )
                 for entry, why in zip(entries, reasons, strict=True)
             ]
-        self._settle(producer, futures, where)
+        if too_large := self._settle(producer, futures, where):
+            raise StreamError(f"{where}: {len(too_large)} are larger than it allows: raise its max.message.bytes")
 
     def close(self) -> None:
         """Gives the producer back; everything that was acknowledged is safe."""
@@ -106,28 +121,29 @@ class Writer:
             return [producer.send(topic, value=payload.body, key=payload.interaction.encode())]
         return [producer.send(topic, value=payload.body, partition=each) for each in producer.partitions_for(topic)]
 
-    def _settle(self, producer: Any, futures: Sequence[Any], where: str) -> None:
-        """Waits until each record is acknowledged or given up by the library."""
+    def _settle(self, producer: Any, futures: Sequence[Any], where: str) -> frozenset[int]:
+        """Waits until each record is acknowledged or given up by the library; the places of those too large.
+
+        Raises:
+            StreamError: a record failed otherwise.
+        """
         deadline = time.monotonic() + self._settings.delivery_seconds + SLACK_SECONDS
-        failures: list[BaseException] = []
-        for future in futures:
+        failures: dict[int, BaseException] = {}
+        for number, future in enumerate(futures):
             try:
                 future.get(timeout=max(deadline - time.monotonic(), 0.001))
             except (kafka_errors.KafkaError, OSError) as error:
-                failures.append(error)
-        if not failures:
-            return
+                failures[number] = error
+        too_large = frozenset(number for number, error in failures.items() if isinstance(error, _TOO_LARGE))
+        others = [error for number, error in failures.items() if number not in too_large]
+        if not others:
+            return too_large
         if not all(future.is_done for future in futures) or not all(
-            isinstance(error, (*_TOO_LARGE, kafka_errors.RetriableError)) for error in failures
+            isinstance(error, kafka_errors.RetriableError) for error in others
         ):
             # What it still holds would pile up; and after some errors it sends nothing ever again.
             self._abandon(producer)
-        too_large = next((error for error in failures if isinstance(error, _TOO_LARGE)), None)
-        if too_large is not None and len(failures) == sum(isinstance(error, _TOO_LARGE) for error in failures):
-            raise RecordError(
-                f"{where}: {len(failures)} are larger than the topic allows: raise its max.message.bytes"
-            ) from too_large
-        raise StreamError(f"{where}, {len(failures)} of them: {reason(failures[0])}") from failures[0]
+        raise StreamError(f"{where}, {len(others)} of them: {reason(others[0])}") from others[0]
 
     def _producer(self) -> Any:
         with self._lock:
@@ -146,6 +162,7 @@ class Writer:
                     request_timeout_ms=max(milliseconds - LINGER_MS - 1, 1),
                     delivery_timeout_ms=milliseconds,
                     allow_auto_create_topics=False,
+                    metrics_enabled=False,
                 )
             return self._made
 
