@@ -8,11 +8,13 @@ PerdureError
 ├── RecordError (also ValueError)     a record cannot be read: it goes to quarantine with this reason
 ├── StreamError                       the stream cannot be reached or written
 ├── StoreFull                         the disk is full, or cannot be written; what was committed before is whole
+│   └── SpoolFull                     the spool holds as much as it may, because the stream does not take it
 ├── StoreBusy                         another process holds the store that only one may write
 ├── StoreCorrupt                      what was read back is not what was written
 └── RegistryError                     the registry cannot be read or written
     ├── VersionNotFound               no such version
     ├── VersionDamaged                a file of a version is missing or altered; it must not be served
+    ├── StaleShard                    somebody else has taken the partition over
     └── StalePromotion                somebody else promoted since this promoter read its champion
 
 A message says what happened, the value received, and what to do.
@@ -62,6 +64,10 @@ class StoreFull(PerdureError):
     """The disk is full, or cannot be written."""
 
 
+class SpoolFull(StoreFull):
+    """The spool holds as much as it may."""
+
+
 class StoreCorrupt(PerdureError):
     """What was read back is not what was written."""
 
@@ -76,6 +82,10 @@ class VersionNotFound(RegistryError):
 
 class VersionDamaged(RegistryError):
     """A file of a version is missing or altered."""
+
+
+class StaleShard(RegistryError):
+    """Somebody else has taken the partition over."""
 
 
 class StalePromotion(RegistryError):
