@@ -10,18 +10,19 @@ export DO_NOT_TRACK = 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock bench clean
+.PHONY: help setup demo test check format lock bench kafka kafka-files clean
 
 help:  ## Say what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## Install everything into .venv, as locked
 
-# uv shares one cache between environments; without it every one would hold gigabytes of its own.
+# uv shares one cache between environments; without it every one would hold gigabytes of its own. Compiled once here,
+# the packages need not be compiled at each start where Python may not write beside them.
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
@@ -47,6 +48,12 @@ lock: setup  ## Resolve the versions in requirements.lock anew
 
 bench: setup  ## The figures in the README: benchmarks/results/*.json
 	$(BIN)/python benchmarks/backtest_clinc.py $(ARGS)
+
+kafka: setup  ## A Kafka broker on 127.0.0.1:9092, until Ctrl-C (Java 17 and Maven)
+	@$(BIN)/python deploy/kafka/broker.py $(ARGS)
+
+kafka-files: setup  ## Bring what the broker of the tests runs from, once
+	@$(BIN)/python deploy/kafka/broker.py --fetch
 
 clean:  ## Remove what was made here, but for .venv
 	rm -rf var dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

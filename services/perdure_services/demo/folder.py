@@ -32,7 +32,8 @@ PRODUCT = {
     "model.threads": 1,
     # The trainer starts a turn by itself in each wave, when most of it has come.
     "trainer.min_new_labels": 80,
-    "memory.per_class": 50,
+    # Fewer than the waves bring, so that memory has to choose, and a turn stays short.
+    "memory.per_class": 30,
     # Any free port.
     "serving.port": 0,
 }
