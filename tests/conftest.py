@@ -1,10 +1,17 @@
-"""What tests of several packages share: a clean environment, and an encoder small enough to train in a second."""
+"""What tests of several packages share: a clean environment, an encoder small enough to train in a second, brokers."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import string
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -12,6 +19,9 @@ WORDS = """
 refund order parcel late broken card pay invoice password login account close open change address phone email where is
 my the a i want to please help can you not work does money back lost stolen limit raise delete update
 """.split()
+
+GIVEN_BROKER = os.environ.get("PERDURE_TEST_KAFKA")
+"""`host:port` of a broker that is there already; read before tests begin, since each of them cleans the environment."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +56,60 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
+
+
+@dataclass(frozen=True)
+class GivenBroker:
+    """A broker that somebody else runs."""
+
+    address: str
+
+
+@cache
+def broker_module() -> ModuleType:
+    """`deploy/kafka/broker.py`, which no package holds."""
+    file = Path(__file__).parents[1] / "deploy" / "kafka" / "broker.py"
+    spec = importlib.util.spec_from_file_location("perdure_kafka_broker", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def running(broker: Any) -> Any:
+    """`broker`, started. Where Java or Maven is missing the test is skipped, but in CI it fails."""
+    try:
+        return broker.start()
+    except broker_module().ProgramMissing as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One broker for all tests, at `.address`; each test takes topics and groups of its own.
+
+    The environment's PERDURE_TEST_KAFKA=host:port names one that is there already.
+    """
+    if GIVEN_BROKER:
+        yield GivenBroker(GIVEN_BROKER)
+        return
+    broker = running(broker_module().Broker(tmp_path_factory.mktemp("kafka")))
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Starts brokers that a test may kill or pause; takes what `Broker` takes, and its folder where none is given."""
+    made: list[Any] = []
+
+    def start(folder: Path | None = None, **values: Any) -> Any:
+        made.append(broker_module().Broker(folder or tmp_path / f"broker-{len(made)}", **values))
+        return running(made[-1])
+
+    yield start
+    for broker in made:
+        broker.kill()
