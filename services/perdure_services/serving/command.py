@@ -15,6 +15,7 @@ from perdure.model.base import Classifier
 from perdure.registry import Registry
 from perdure.stream import open_stream
 from perdure_services.serving.server import is_loopback, listen, run
+from perdure_services.serving.spool.spooled_stream import with_spool
 
 CACHE = Path("var/perdure/cache")
 """Where versions of a remote registry are kept, relative to the working folder."""
@@ -41,8 +42,9 @@ def serve(
     """Start the online API: predictions, feedback, versions.
 
     It serves the champion of the registry (make the first one with `perdure fit`), records predictions and feedback
-    in the stream, and swaps to a newly promoted version without dropping a request. One line with the URL is printed
-    when it is ready; its page /docs lists what it can do. Stop it with Ctrl-C: requests under way are answered first.
+    in the stream (in the folder spool.path until a remote stream has them), and swaps to a newly promoted version
+    without dropping a request. One line with the URL is printed when it is ready; its page /docs lists what it can
+    do. Stop it with Ctrl-C: requests under way are answered first.
 
     Exit codes: 0 stopped cleanly, 1 could not run, 2 wrong usage or settings.
     """
@@ -98,6 +100,10 @@ def _serve(settings: Settings) -> None:
 
         torch.set_num_threads(settings.model.threads)
     registry = Registry(settings.registry.url)
-    with listen(serving.host, serving.port) as listener, open_stream(settings.stream) as stream:
-        load = loader(settings, registry)
+    load = loader(settings, registry)
+    with (
+        listen(serving.host, serving.port) as listener,
+        open_stream(settings.stream) as opened,
+        with_spool(opened, settings.spool) as stream,
+    ):
         run(settings, listener=listener, registry=registry, stream=stream, load=load, announce=typer.echo)

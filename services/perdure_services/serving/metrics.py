@@ -40,10 +40,27 @@ class Metrics:
         self.swaps = self._counter("swaps", "Times that another version began to serve.")
         self.load_failures = self._counter("load_failures", "Tries to load a version that failed.")
         self.registry_failures = self._counter("registry_failures", "Looks at the registry that failed.")
-        self.records = self._counter("records", "Records by what became of them.", "outcome")
-        self.record_retries = self._counter("record_retries", "Writes to the stream that failed and were tried again.")
-        self.unsent = self._gauge("records_unsent", "Records that wait for the stream.")
-        self.unsent_seconds = self._gauge("records_unsent_seconds", "Age of the oldest record that waits.")
+        self.records = self._counter(
+            "records",
+            "Records by what became of them: recorded (durable here, or in a stream on this machine), withdrawn, or "
+            "dropped (no room for them, or refused by the stream for good).",
+            "outcome",
+        )
+        self.record_retries = self._counter(
+            "record_retries", "Writes to a stream on this machine that failed and were tried again."
+        )
+        self.unsent = self._gauge("records_unsent", "Records queued in memory, not durable yet.")
+        self.unsent_seconds = self._gauge("records_unsent_seconds", "Age of the oldest record queued in memory.")
+        self.spooled = self._gauge("spool_records", "Records on disk that a remote stream has not acknowledged.")
+        self.spooled_bytes = self._gauge("spool_bytes", "Bytes on disk that a remote stream has not acknowledged.")
+        self.spooled_seconds = self._gauge(
+            "spool_oldest_seconds", "Age of the oldest record on disk that a remote stream has not acknowledged."
+        )
+        self.spool_damaged = self._gauge("spool_damaged_segments", "Files of the spool found damaged since the start.")
+        self.stream_acknowledged = self._counter("stream_acknowledged", "Records that a remote stream acknowledged.")
+        self.stream_resent = self._counter(
+            "stream_resent", "Records sent to a remote stream once more, because it did not acknowledge them."
+        )
         self._lock = threading.Lock()
         self._served: dict[str, set[str]] = {}
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from perdure.errors import StoreBusy, StreamError
+from perdure.errors import StoreBusy, StoreFull, StreamError
 from perdure.records import Interaction, Record
 from perdure.stream.base import Stream
 from perdure_services.serving.metrics import Metrics
@@ -42,7 +42,8 @@ class Recorder:
     """A bounded queue, and one thread that appends what waits in it to the stream, all at once.
 
     Groups are appended in the order in which they came. While the stream fails they are kept and tried again; when
-    the queue is full, new ones are dropped and counted.
+    the queue is full, new ones are dropped and counted. A stream that is full (the spool before a remote one) is not
+    waited for: its groups are dropped and counted at once, and the next ones tried as they come.
     """
 
     def __init__(self, stream: Stream, *, max_records: int, metrics: Metrics) -> None:
@@ -55,6 +56,7 @@ class Recorder:
         self._chars = 0
         self._changed = threading.Condition()
         self._outage = False
+        self._full = False
         self._deadline: float | None = None
         self._thread = threading.Thread(target=self._run, name="perdure-recorder", daemon=True)
         metrics.watch(metrics.unsent, lambda: self._records)
@@ -160,16 +162,27 @@ class Recorder:
                 if not self._pause(delay):
                     return False
                 delay = min(delay * 2, MAX_RETRY_SECONDS)
+            except StoreFull as error:
+                if len(groups) > 1:
+                    # There may be room for some of them.
+                    return all(self._write([group]) for group in groups)
+                if not self._full:
+                    _log.error("there is no room to record, records are dropped: %s", error)
+                self._full = True
+                self._drop(groups[0])
+                return True
             except Exception:  # noqa: BLE001
                 if len(groups) > 1:
                     # A record that cannot be encoded must not hold up the others for ever.
                     return all(self._write([group]) for group in groups)
                 _log.exception("%d records cannot be written and are dropped", len(groups[0].records))
-                self._metrics.records.labels("dropped").inc(len(groups[0].records))
-                groups[0].done.set_result(False)
+                self._drop(groups[0])
                 return True
             else:
                 break
+        if self._full:
+            _log.info("there is room to record again")
+            self._full = False
         if self._outage:
             _log.info("the stream can be written again")
             self._outage = False
@@ -177,6 +190,10 @@ class Recorder:
         for group in groups:
             group.done.set_result(True)
         return True
+
+    def _drop(self, group: _Group) -> None:
+        self._metrics.records.labels("dropped").inc(len(group.records))
+        group.done.set_result(False)
 
     def _pause(self, delay: float) -> bool:
         """Waits before the next try; False when the time to close has come."""

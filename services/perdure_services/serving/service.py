@@ -22,6 +22,8 @@ from perdure_services.serving.champion import WARM_UP, ChampionWatcher
 from perdure_services.serving.metrics import Metrics
 from perdure_services.serving.recorder import Recorder
 from perdure_services.serving.refusal import Refusal
+from perdure_services.serving.spool.forwarder import Forwarder
+from perdure_services.serving.spool.spooled_stream import SpooledStream
 
 RECORD_SECONDS = 0.25
 """How long an answer waits for its record to be durable."""
@@ -58,12 +60,27 @@ class Readiness:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Entries of a subject that were removed at once."""
+
+    stream: int
+    spool: int | None
+    """None where there is no spool."""
+
+
 class Service:
-    """Registry, stream, champion, batcher and recorder of one serving process."""
+    """Registry, stream, champion, batcher and recorder of one serving process; and a forwarder behind a spool.
+
+    Raises:
+        ValueError: a remote stream without a spool: recording would wait for the network.
+    """
 
     def __init__(
         self, settings: ServingSettings, *, registry: Registry, stream: Stream, load: Callable[[str], Classifier]
     ) -> None:
+        if stream.remote:
+            raise ValueError(f"the stream {type(stream).__name__} is remote: give with_spool(stream, ...) instead")
         self.settings = settings
         self.registry = registry
         self.stream = stream
@@ -76,10 +93,15 @@ class Service:
             metrics=self.metrics,
         )
         self.recorder = Recorder(stream, max_records=settings.record_queue, metrics=self.metrics)
+        self.forwarder: Forwarder | None = None
+        if isinstance(stream, SpooledStream):
+            self.forwarder = Forwarder(stream.spool, stream.beyond, self.metrics)
         self._draining = False
 
     def start(self) -> None:
-        """Starts the three threads."""
+        """Starts the threads."""
+        if self.forwarder is not None:
+            self.forwarder.start()
         self.recorder.start()
         self.batcher.start()
         self.champions.start()
@@ -89,16 +111,22 @@ class Service:
         self._draining = True
 
     def close(self) -> None:
-        """Answers what waits, writes what was recorded and stops the threads, all within `drain_seconds`."""
+        """Answers what waits, writes what was recorded and stops the threads, all within `drain_seconds`.
+
+        What a remote stream has not taken by then stays in the spool.
+        """
         self.drain()
         end = time.monotonic() + self.settings.drain_seconds
         for stop in (self.batcher.close, self.recorder.close, self.champions.stop):
             stop(max(end - time.monotonic(), 0.0))
+        if self.forwarder is not None:
+            self.forwarder.close(max(end - time.monotonic(), 0.0))
 
     @property
     def live(self) -> bool:
         """Whether every thread still runs; when not, only a restart helps."""
-        return self.batcher.alive and self.recorder.alive and self.champions.alive
+        forwarding = self.forwarder is None or self.forwarder.alive
+        return self.batcher.alive and self.recorder.alive and self.champions.alive and forwarding
 
     async def ready(self) -> Readiness:
         """Whether a request would be answered: where no answer is fresh, one text is really asked."""
@@ -174,18 +202,25 @@ class Service:
             raise _unrecorded()
         return fate == "recorded"
 
-    async def forget(self, subject: str) -> int:
-        """Records that `subject` is to be forgotten, and removes it from the stream; the entries removed.
+    async def forget(self, subject: str) -> Removed:
+        """Records that `subject` is to be forgotten, and removes it from the stream, and from the spool before it.
 
         Raises:
             Refusal: 503 the request could not be recorded.
             StreamError: it was recorded, but the stream could not remove the entries.
+            StoreFull: it was recorded, but the spool could not be rewritten.
         """
         erasure = Erasure(time=now(), subject=subject)
         # Through the recorder: what waits there of the subject is written before, and so is reached.
         if await self._wait([erasure], ERASURE_SECONDS) != "recorded":
             raise _unrecorded()
-        return await run_in_threadpool(self.stream.forget, subject, erasure.time)
+        return await run_in_threadpool(self._remove, subject, erasure.time)
+
+    def _remove(self, subject: str, until: float) -> Removed:
+        if isinstance(self.stream, SpooledStream):
+            spooled = self.stream.spool.forget(subject, until)
+            return Removed(self.stream.beyond.forget(subject, until), spooled)
+        return Removed(self.stream.forget(subject, until), None)
 
     @property
     def _refuses(self) -> bool:
@@ -221,7 +256,7 @@ def service_of(request: Request) -> Service:
 def _unrecorded() -> Refusal:
     return Refusal(
         503,
-        "this cannot be recorded now: the stream does not take it in time",
-        do="send the request again later; the server's log says what is wrong with the stream",
+        "this cannot be recorded now: the stream does not take it in time, or there is no room for it",
+        do="send the request again later; the server's log says what is wrong",
         headers={"Retry-After": "1"},
     )

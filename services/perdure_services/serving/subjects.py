@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path
 
 from perdure_services.serving.body import CheckedRoute
 from perdure_services.serving.schemas import ErasureAnswer, Subject
-from perdure_services.serving.service import Service, service_of
+from perdure_services.serving.service import Removed, Service, service_of
 
 router = APIRouter(prefix="/v1", route_class=CheckedRoute, tags=["subjects"])
 
@@ -19,16 +20,22 @@ Parts = Annotated[Service, Depends(service_of)]
 async def forget(subject: Annotated[Subject, Path()], service: Parts) -> ErasureAnswer:
     """Forget everything recorded of a subject until now."""
     removed = await service.forget(subject)
-    return ErasureAnswer(subject=subject, removed=removed, message=_message(removed))
+    return ErasureAnswer(
+        subject=subject, removed=removed.stream + (removed.spool or 0), message=" ".join(_sentences(removed))
+    )
 
 
-def _message(removed: int) -> str:
-    now = (
-        f"Now: {removed} recorded entries are removed from the stream."
-        if removed
+def _sentences(removed: Removed) -> Iterator[str]:
+    if removed.spool is not None:
+        yield f"Now: {removed.spool} records that waited in this process's spool are removed, and will not be sent."
+    yield (
+        f"Now: {removed.stream} recorded entries are removed from the stream."
+        if removed.stream
         else "Now: nothing was removed from the stream; where it cannot remove entries, they go by its own retention."
     )
-    return (
-        f"{now} With the next turn: memory, labels that wait, quarantine and the head's statistics forget the subject. "
+    yield (
+        "With the next turn: memory, labels that wait, quarantine and the head's statistics forget the subject. "
         "Not reached: weights already trained, until the next update, and old reports, until their retention ends."
     )
+    if removed.spool is not None:
+        yield "Other serving processes have spools of their own: ask each of them, or wait until they have sent."

@@ -1,0 +1,1 @@
+"""Records that wait for a remote stream, on this machine's disk."""
