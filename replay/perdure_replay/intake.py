@@ -15,6 +15,7 @@ from perdure_replay.join import Join
 from perdure_replay.priority import Priorities
 from perdure_replay.quarantine import Quarantine
 from perdure_replay.reservoir import Reservoir
+from perdure_replay.split import Split
 from perdure_replay.statistics import Statistics
 from perdure_replay.store import Store
 from perdure_replay.turns import Turns
@@ -47,6 +48,7 @@ class Intake:
     statistics: Statistics
     quarantine: Quarantine
     turns: Turns
+    split: Split
     clock: Callable[[], float]
 
     def latest(self) -> float:
@@ -89,6 +91,7 @@ class Intake:
         deltas += self.statistics.forget(subject, until)
         quarantined = self.quarantine.forget(subject, until)
         self.turns.forget(subject, until)
+        self.split.forget(subject, until)
         if self.store.state("evicted_subjects"):
             self.store.set_state(rebuild_due=1)
         return Erased(interactions=interactions, samples=samples, quarantined=quarantined, deltas=deltas)

@@ -67,7 +67,8 @@ class Join:
         self._reservoir = reservoir
         self._statistics = statistics
         self._settings = settings
-        self._ttl = settings.join_ttl_hours * 3600.0
+        self.ttl = settings.join_ttl_hours * 3600.0
+        """How long an interaction and its feedback wait for each other, in seconds of event time."""
 
     def watermark(self) -> float | None:
         """The greatest event time seen; None before the first event."""
@@ -84,7 +85,7 @@ class Join:
         """Joins `records` in order; returns interactions whose id another text has already."""
         if not records:
             return []
-        return _Batch(self._store, self._priorities, self._ttl, records).run(
+        return _Batch(self._store, self._priorities, self.ttl, records).run(
             records, tally, self._reservoir, self._statistics
         )
 
@@ -122,7 +123,7 @@ class Join:
         watermark = self.watermark()
         expired = 0
         if watermark is not None:
-            cutoff = watermark - self._ttl
+            cutoff = watermark - self.ttl
             expired += self._store.value(
                 "SELECT count(*) FROM interactions WHERE time < ? AND label IS NULL AND erased = 0", (cutoff,)
             )
@@ -241,7 +242,7 @@ class _Batch:
         early = self._waiting.pop(record.id, None)
         if early is not None:
             self._matched.append((record.id,))
-            for said in early:
+            for said in sorted(early):
                 self._hear(row, said, tally)
         return True
 

@@ -47,7 +47,7 @@ class Quarantine:
         row = Quarantined(
             id=f"{entry.partition}:{entry.position}", reason=reason, text=text[:SHOWN], label=None, time=moment
         )
-        return self._insert(row, hashed)
+        return self._insert(row, hashed, own=False)
 
     def keep(self, rows: Iterable[Quarantined]) -> None:
         """Keeps `rows`, known ones and those of forgotten interactions excepted."""
@@ -56,13 +56,16 @@ class Quarantine:
             found = found or self._store.rows("SELECT subject, 0 FROM frozen WHERE id = ?", (row.id,))
             subject, erased = found[0] if found else (None, 0)
             if not erased:
-                self._insert(row, subject)
+                self._insert(row, subject, own=True)
 
-    def _insert(self, row: Quarantined, subject: bytes | None) -> bool:
+    def _insert(self, row: Quarantined, subject: bytes | None, *, own: bool) -> bool:
         return (
             self._store.write(
-                "INSERT OR IGNORE INTO quarantine (id, time, reason, text, label, subject) VALUES (?, ?, ?, ?, ?, ?)",
-                (row.id, row.time, _storable(row.reason), _storable(row.text), row.label, subject),
+                """
+                INSERT OR IGNORE INTO quarantine (id, time, reason, text, label, subject, own)
+                VALUES (?, ?, ?, ?, ?, ?, ?)
+                """,
+                (row.id, row.time, _storable(row.reason), _storable(row.text), row.label, subject, own),
             )
             > 0
         )
@@ -71,10 +74,12 @@ class Quarantine:
         """Drops the oldest rows beyond the bound, and counts them."""
         surplus = self._store.value("SELECT count(*) FROM quarantine") - self._bound
         if surplus > 0:
+            dropped = self._store.rows("SELECT id, own FROM quarantine ORDER BY time, id LIMIT ?", (surplus,))
+            self._store.write_all("DELETE FROM quarantine WHERE id = ?", [(row[0],) for row in dropped])
             self._store.write(
-                "DELETE FROM quarantine WHERE id IN (SELECT id FROM quarantine ORDER BY time, id LIMIT ?)", (surplus,)
+                "UPDATE state SET quarantine_dropped = quarantine_dropped + ?, own_dropped = own_dropped + ?",
+                (surplus, sum(row[1] for row in dropped)),
             )
-            self._store.write("UPDATE state SET quarantine_dropped = quarantine_dropped + ?", (surplus,))
 
     def forget(self, subject: bytes, until: float) -> int:
         return self._store.write("DELETE FROM quarantine WHERE subject = ? AND time <= ?", (subject, until))

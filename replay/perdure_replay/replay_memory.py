@@ -14,6 +14,7 @@ from typing import Self
 from perdure.config import Settings
 from perdure.errors import UsageError
 from perdure.memory import (
+    Assembled,
     Delta,
     Forgotten,
     IngestCounts,
@@ -30,9 +31,10 @@ from perdure_replay.join import Join
 from perdure_replay.priority import Priorities, key_from_seed
 from perdure_replay.quarantine import Quarantine
 from perdure_replay.reservoir import PROVENANCE, Reservoir
-from perdure_replay.shards import merge
-from perdure_replay.statistics import Statistics
-from perdure_replay.store import BUSY_TIMEOUT, Store
+from perdure_replay.shards import assemble, opened, part_name
+from perdure_replay.split import Split
+from perdure_replay.statistics import FOLDER, Statistics
+from perdure_replay.store import BUSY_TIMEOUT, FILE, Store
 from perdure_replay.turns import Turns
 from perdure_replay.views import Views
 
@@ -79,6 +81,7 @@ class ReplayMemory:
                 statistics=self._statistics,
                 quarantine=self._quarantine,
                 turns=self._turns,
+                split=Split(self._store, self._priorities, self._reservoir, self._statistics),
                 clock=clock,
             )
             self._views = Views(self._store, self._settings.near_duplicate)
@@ -131,7 +134,15 @@ class ReplayMemory:
         """Joins the page's records; samples, join state, quarantine and offset change in one transaction.
 
         What cannot be read, lies more than a day ahead of the clock, or has another interaction's id is quarantined.
+
+        Raises:
+            UsageError: this memory was assembled from shards.
         """
+        if self._store.rows("SELECT 1 FROM shards LIMIT 1"):
+            raise UsageError(
+                f"the memory {self._store.folder} was assembled from shards, which would replace what it ingests: "
+                "feed the shards, or set memory.path to a new folder"
+            )
         if not page.entries and dict(page.next) == self.offset():
             return IngestCounts()
         tally: Counter[str] = Counter()
@@ -183,10 +194,15 @@ class ReplayMemory:
     def statistics(self) -> str | None:
         return self._statistics.name()
 
+    def statistics_parts(self) -> tuple[str, ...]:
+        """Names of the files, in `folder`, whose sums the statistics are where `assemble` has left no pointer."""
+        return self._statistics.parts()
+
     def set_statistics(self, name: str, *, through: int) -> None:
         """Points to `name`, which contains all deltas up to sequence `through`, and drops those, in one transaction.
 
-        Files named `head-…` that are no longer pointed to are removed afterwards.
+        It contains the sums of all `statistics_parts` too, which are let go of. Files that are no longer pointed to are
+        removed afterwards.
 
         Raises:
             UsageError: there is no such file, or `through` was not handed out, or was before a rebuild.
@@ -340,21 +356,47 @@ class ReplayMemory:
         )
 
     # ── shards ──
-    def merge(self, other: Path | str) -> None:
-        """Merges the places, classes and erasures of the memory in folder `other`, which is only read.
-
-        Both must have one key and have ingested different interactions. Join state, fresh rows, embeddings and the
-        head's statistics stay with their shard: call `rebuild_statistics` to teach the head what was merged.
+    def snapshot(self, folder: Path) -> None:
+        """Writes a copy of this memory into the new folder `folder`, where it can be opened, or assembled.
 
         Raises:
-            UsageError: another key or half-life, or it was merged before.
+            StoreFull: it cannot be written.
         """
-        source = Store(Path(other), read_only=True)
-        try:
-            with source.snapshot(), self._change():
-                merge(source, self._intake)
-        finally:
-            source.close()
+        folder.mkdir(parents=True)
+        self._store.copy(folder / FILE)
+        self._statistics.export(folder / FOLDER)
+
+    def assemble(self, shards: Sequence[Path]) -> Assembled:
+        """Makes this memory hold what one memory that had ingested all the shards' entries would hold.
+
+        What came from shards before is replaced, in one transaction. The turn's number and history, classes, which
+        rows a turn has seen with which label, what was quarantined here, and embeddings of samples that are still
+        shown stay. Afterwards `statistics` is None: the head's are the sums of `statistics_parts` and the deltas.
+
+        It is exact where no bound depends on the order of ingestion; `perdure_replay.shards` says what holds where one
+        does.
+
+        Args:
+            shards: folders of the newest snapshots of all shards, in any order; they are only read. Their bounds
+                must not be smaller than this memory's.
+
+        Raises:
+            UsageError: the turn is frozen, or the shards do not fit; the message says why. Nothing has changed.
+            StoreCorrupt: a shard cannot be read. Nothing has changed.
+            StoreFull: the disk is full. Nothing has changed.
+        """
+        with opened(shards, self._intake) as found:
+            if (state := self.turn()).stage != "open":
+                raise UsageError(f"turn {state.number} is frozen: finish it before shards are assembled")
+            for shard in found:
+                if shard.statistics is not None:
+                    self._statistics.bring(shard.store.folder / FOLDER / shard.statistics, part_name(shard))
+            with self._change():
+                assembled = assemble(found, self._intake)
+        self._statistics.sweep()
+        # What was replaced may hold what is forgotten now.
+        self._store.checkpoint()
+        return assembled
 
     def close(self) -> None:
         self._store.close()

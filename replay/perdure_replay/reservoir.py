@@ -11,7 +11,7 @@ latest assertion is sure to have been seen by every order: then that one alone i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -219,11 +219,8 @@ class Reservoir:
         found = self._store.rows("SELECT label FROM places GROUP BY label HAVING count(*) > ?", (self._bound,))
         return tuple(label for (label,) in found)
 
-    def absorb(self, places: Rows, provenance: Rows) -> None:
-        """Merges another reservoir's rows: (key, label, score, time, support) and those of `provenance`.
-
-        The interactions behind them must not be in this one.
-        """
+    def add_places(self, places: Rows) -> None:
+        """Adds another reservoir's (key, label, score, time, support); `settle` must follow."""
         self._store.write_all(
             """
             INSERT INTO places (key, label, score, time, support, living) VALUES (?, ?, ?, ?, ?, 0)
@@ -232,15 +229,49 @@ class Reservoir:
             """,
             places,
         )
+
+    def add_provenance(self, provenance: Rows) -> None:
+        """Adds another reservoir's (place, hash, interaction, subject, made, time, backs, text), after its places."""
         self._store.write_all(
             """
             INSERT INTO provenance (place, hash, interaction, subject, made, time, backs, text)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (place, hash) DO NOTHING
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+            ON CONFLICT (place, hash) DO UPDATE SET time = max(time, excluded.time)
             """,
             provenance,
         )
+
+    def correct(self, claims: Sequence[Claim], support: Mapping[bytes, int]) -> None:
+        """Enters `claims` over what was added of their interactions, and changes support; `settle` must follow."""
+        self.add_places(
+            [
+                (claim.place, claim.label, self._priorities.score(claim.place, claim.time), claim.time, change)
+                for claim in claims
+                for change in (support.get(claim.place, 0),)
+            ]
+        )
+        self._enter_provenance(claims)
+
+    def settle(self) -> None:
+        """Bounds what was added, and derives what it shows."""
+        self._store.write("UPDATE places SET support = 0 WHERE support < 0")
         self.trim(self.excess())
-        self.refresh([row[0] for row in places])
+        self.refresh([key for (key,) in self._store.rows("SELECT key FROM places")])
+
+    def embed_again(self, embeddings: Rows) -> None:
+        """Puts (place, version, vector, text) back where the place is alive and shows that text still."""
+        shown: dict[bytes, str] = dict(
+            self._store.rows(
+                """
+                SELECT p.key, s.text FROM places p JOIN provenance s ON s.place = p.key AND s.hash = p.source
+                WHERE p.living = 1
+                """
+            )
+        )
+        self._store.write_all(
+            "INSERT INTO embeddings (place, version, vector) VALUES (?, ?, ?)",
+            [row[:3] for row in embeddings if shown.get(row[0]) == row[3]],
+        )
 
     def places(self) -> tuple[Place, ...]:
         """All places, by label and position; text and provenance of the living only."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perdure.errors import UsageError
+from perdure.errors import StoreFull, UsageError
 from perdure.memory import Delta
-from perdure_replay.store import Store
+from perdure_replay.store import Rows, Store
 
 FOLDER = "heads"
 PREFIX = "head-"
+PART = "part-"
 
 
 class Statistics:
@@ -76,6 +80,66 @@ class Statistics:
                 self._store.set_state(handed=found[-1].sequence)
         return found
 
+    def copy(self, rows: Rows) -> None:
+        """Adds another memory's deltas: (interaction, subject, interaction's time, text, label, sign)."""
+        self._store.write_all(
+            "INSERT INTO deltas (interaction, subject, made, text, label, sign) VALUES (?, ?, ?, ?, ?, ?)", rows
+        )
+
+    def adjust(
+        self, interaction: str, subject: bytes | None, made: float, change: Mapping[tuple[str, str], int]
+    ) -> None:
+        """Adds `change`, of (text, label), to the deltas of an interaction, and nets them."""
+        net = Counter(change)
+        for text, label, sign in self._store.rows(
+            "SELECT text, label, sign FROM deltas WHERE interaction = ?", (interaction,)
+        ):
+            net[text, label] += sign
+        self._store.write("DELETE FROM deltas WHERE interaction = ?", (interaction,))
+        for (text, label), count in net.items():
+            owner = (subject, made) if count > 0 else (None, None)
+            self.copy([(interaction, *owner, text, label, 1 if count > 0 else -1)] * abs(count))
+
+    def restart(self, parts: Sequence[str]) -> None:
+        """Drops the deltas and the pointer; the files `parts` hold what the statistics are from now on."""
+        last = self._last()
+        self._store.write("DELETE FROM deltas")
+        self._store.write("DELETE FROM parts")
+        self._store.write_all("INSERT INTO parts VALUES (?)", [(name,) for name in parts])
+        self._store.set_state(statistics=None, rebuilt=last, handed=last)
+
+    def bring(self, source: Path, name: str) -> None:
+        """Puts the immutable file `source` into the folder as `name`, whole or not at all.
+
+        Raises:
+            StoreFull: it cannot be written.
+        """
+        partial = self.folder / f"{name}.partial"
+        try:
+            partial.unlink(missing_ok=True)
+            try:
+                os.link(source, partial)
+            except OSError:
+                # Another file system, or one without links.
+                shutil.copyfile(source, partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(self.folder / name)
+            # Where both are one file already, the system leaves both names.
+            partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreFull(
+                f"cannot bring {source} to {self.folder} ({error.strerror}): free some space and make it writable; "
+                "nothing has changed"
+            ) from error
+
+    def parts(self) -> tuple[str, ...]:
+        """Names of the files, in the folder, whose sums the statistics are, with the deltas."""
+        return tuple(name for (name,) in self._store.rows("SELECT name FROM parts ORDER BY name"))
+
+    def _last(self) -> int:
+        return int(self._store.value("SELECT seq FROM sqlite_sequence WHERE name = 'deltas'") or 0)
+
     def name(self) -> str | None:
         name: str | None = self._store.state("statistics")
         return name
@@ -95,21 +159,34 @@ class Statistics:
             )
         with self._store.transaction():
             self._store.write("DELETE FROM deltas WHERE sequence <= ?", (through,))
+            self._store.write("DELETE FROM parts")
             self._store.set_state(statistics=name)
         self.sweep()
 
-    def bytes_used(self) -> int:
-        """Bytes of the file that is pointed to."""
+    def export(self, folder: Path) -> None:
+        """Puts the file that is pointed to into `folder`; linked where that is possible, since it never changes."""
         name = self.name()
-        file = self.folder / name if name is not None else None
-        return file.stat().st_size if file is not None and file.is_file() else 0
+        if name is None:
+            return
+        folder.mkdir()
+        try:
+            (folder / name).hardlink_to(self.folder / name)
+        except OSError:
+            shutil.copyfile(self.folder / name, folder / name)
+
+    def bytes_used(self) -> int:
+        """Bytes of the files that are pointed to."""
+        name = self.name()
+        files = [self.folder / kept for kept in (*self.parts(), *((name,) if name is not None else ()))]
+        return sum(file.stat().st_size for file in files if file.is_file())
 
     def sweep(self) -> None:
         """Removes the files that are not pointed to."""
-        current = self.name()
-        for file in self.folder.glob(f"{PREFIX}*"):
-            if file.name != current:
-                file.unlink(missing_ok=True)
+        current = {self.name(), *self.parts()}
+        for prefix in (PREFIX, PART):
+            for file in self.folder.glob(f"{prefix}*"):
+                if file.name not in current:
+                    file.unlink(missing_ok=True)
 
     def rebuild(self) -> None:
         """Drops the statistics and makes one delta for every living sample; inside the caller's transaction.
@@ -118,8 +195,9 @@ class Statistics:
         a correction takes out exactly what was put in. A sample without one, but of a known subject, can be forgotten
         later only by another rebuild.
         """
-        last = self._store.value("SELECT seq FROM sqlite_sequence WHERE name = 'deltas'") or 0
+        last = self._last()
         self._store.write("DELETE FROM deltas")
+        self._store.write("DELETE FROM parts")
         self._store.write("UPDATE interactions SET counted = NULL WHERE counted IS NOT NULL")
         samples = self._store.rows(
             """

@@ -155,6 +155,13 @@ class Store:
             found += self.rows(sql.format(",".join("?" * len(chunk))), chunk)
         return found
 
+    def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Rows]:
+        """Rows of `sql`, some at a time, so that a large table is never in memory as a whole."""
+        with self._translated():
+            cursor = self._connection.execute(sql, values)
+            while found := cursor.fetchmany(CHUNK):
+                yield found
+
     def write(self, sql: str, values: Sequence[Any] = ()) -> int:
         """Number of rows changed."""
         with self._translated():
@@ -174,6 +181,10 @@ class Store:
         """Bytes of the pages in use; free pages, which the next rows fill, do not count."""
         pages = self.value("PRAGMA page_count") - self.value("PRAGMA freelist_count")
         return int(pages * self.value("PRAGMA page_size"))
+
+    def copy(self, file: Path) -> None:
+        """Writes what is committed to the new database `file`."""
+        self.rows("VACUUM INTO ?", (str(file),))
 
     def checkpoint(self) -> None:
         """Empties the write-ahead log, which still holds what was deleted; what a reader needs stays till later."""

@@ -84,6 +84,18 @@ class SpoolSettings(Section):
     """Seconds between two forced writes, with `interval`."""
 
 
+class IngestSettings(Section):
+    """How the stream comes into memory."""
+
+    shards: bool = False
+    """Others read the stream (`perdure ingest`, as many as wanted, each some partitions of the topic), and a turn puts
+    together what they have read; otherwise the turn reads the stream itself."""
+    path: str = "var/perdure/shards"
+    """Folder for the partitions that an ingester is reading."""
+    snapshot_seconds: Positive = 60.0
+    """Seconds between two snapshots of a partition; what was read since the last one is read again after a crash."""
+
+
 class RegistrySettings(Section):
     """Where versions and promotions are kept."""
 
@@ -273,6 +285,7 @@ class Settings(Section):
     """Everything random follows from it."""
     stream: StreamSettings = StreamSettings()
     spool: SpoolSettings = SpoolSettings()
+    ingest: IngestSettings = IngestSettings()
     registry: RegistrySettings = RegistrySettings()
     memory: MemorySettings = MemorySettings()
     model: ModelSettings = ModelSettings()

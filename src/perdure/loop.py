@@ -12,7 +12,6 @@ begins, and does the same again when it is repeated: a process killed anywhere i
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
@@ -24,15 +23,17 @@ from pathlib import Path
 import torch
 
 from perdure.config import Settings
-from perdure.errors import StalePromotion, StoreCorrupt, UsageError, VersionDamaged, VersionNotFound
+from perdure.errors import StalePromotion, UsageError, VersionDamaged, VersionNotFound
+from perdure.inflow import inflow_of
 from perdure.judge.drift import DriftSummary
+from perdure.learn.absorb import Absorber
 from perdure.learn.analytic import HeadLearner
 from perdure.learn.candidate import Candidate
 from perdure.learn.challenger import Challenger, carried_files
 from perdure.learn.gate import Gated, gate
 from perdure.learn.leverage import Leverage
 from perdure.learn.material import Encodings, Material
-from perdure.memory import IngestCounts, Memory, TurnState, ingest
+from perdure.memory import IngestCounts, Memory, TurnState
 from perdure.model.classifier import AnalyticClassifier, load_classifier, shared_encoder
 from perdure.model.head import Statistics
 from perdure.registry import JUDGE, Card, Registry
@@ -41,9 +42,6 @@ from perdure.trial import Trial
 from perdure.turn import CandidateResult, TurnResult
 
 logger = logging.getLogger(__name__)
-
-DELTA_PAGE = 100_000
-"""Label changes that one pass over the head's statistics takes in."""
 
 
 class Loop:
@@ -71,7 +69,7 @@ class Loop:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._settings = settings
-        self._stream = stream
+        self._inflow = inflow_of(settings, stream)
         self._memory = memory
         self._registry = registry
         self._cache = cache
@@ -80,6 +78,7 @@ class Loop:
             torch.set_num_threads(settings.model.threads)
         self._encoder = shared_encoder(settings.model.name, settings.model.max_tokens, settings.lora.layers)
         self._head = HeadLearner(self._encoder, settings)
+        self._absorber = Absorber(self._encoder, self._head, settings, self._stage)
         self._challenger = Challenger(self._encoder, settings, progress)
 
     def turn(self) -> TurnResult:
@@ -98,7 +97,7 @@ class Loop:
                 return TurnResult(number, serving, serving, note="nothing new", ingested=asdict(ingested))
         state, champion = self._freeze()
         self._stage("statistics")
-        statistics = self._absorb()
+        statistics = self._absorber.absorb(self._memory)
         material, drift, trial = self._gate(state, champion)
         judged: list[CandidateResult] = []
         promotion = state.promotion
@@ -140,7 +139,7 @@ class Loop:
             self._stage("ingest")
             return True
 
-        return ingest(self._stream, self._memory, next_page)
+        return self._inflow.bring(self._memory, next_page)
 
     def _anything_new(self) -> bool:
         return bool(self._memory.deltas(1)) or self._memory.rebuild_due or self._memory.counts().fresh > 0
@@ -174,42 +173,6 @@ class Loop:
                 f"a first version needs at least two labels with {self._settings.memory.pending_labels_below} examples "
                 f"each, but there are {few or 'none'}: add rows, or lower memory.pending_labels_below"
             )
-
-    def _absorb(self) -> Statistics:
-        """Brings the head's statistics up to date: every joined label once, whatever becomes of it afterwards."""
-        if self._memory.rebuild_due:
-            logger.warning("a person's data was in the head only as sums: the head is rebuilt from memory")
-            self._memory.rebuild_statistics()
-        folder, space = Path(self._memory.folder), self._space()
-        name = self._memory.statistics()
-        if name and not name.endswith(space):
-            logger.warning("the encoder, its features or the seed changed: the head is rebuilt from memory")
-            self._memory.rebuild_statistics()
-            name = None
-        statistics = Statistics(self._settings.model.features)
-        if name:
-            try:
-                statistics = Statistics.load(folder / name)
-            except StoreCorrupt as error:
-                logger.warning("the head is rebuilt from memory: %s", error)
-                self._memory.rebuild_statistics()
-        while deltas := self._memory.deltas(DELTA_PAGE):
-            texts = list(dict.fromkeys(delta.text for delta in deltas))
-            place = {text: row for row, text in enumerate(texts)}
-            features = self._encoder.features(texts, self._settings.model.batch)
-            self._head.absorb(statistics, deltas, features[[place[delta.text] for delta in deltas]])
-            through = deltas[-1].sequence
-            new = f"head-{through:012d}-{space}"
-            statistics.save(folder / new)
-            self._stage("statistics written")
-            self._memory.set_statistics(new, through=through)
-        return statistics
-
-    def _space(self) -> str:
-        """The end of a statistics file's name: sums of other features than these must not be added to."""
-        model = self._settings.model
-        drawn = (self._encoder.fingerprint, model.max_tokens, model.features, model.bandwidth, self._settings.seed)
-        return f"{hashlib.sha256(repr(drawn).encode()).hexdigest()[:12]}.safetensors"
 
     # ── gate ──
     def _gate(

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
@@ -144,6 +145,21 @@ class TurnState:
     offset: Offset = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """What a memory was made of."""
+
+    shards: int
+    samples: int
+    """Living samples."""
+    split: int
+    """Interactions whose records lie in several shards, those that the shards have let go of included."""
+    erasures: int
+    """Erasures that not every shard had carried out."""
+    expired: int
+    """Interactions and feedback that only all shards together show to be too old or too many."""
+
+
 class Memory(Protocol):
     """Keeps representative past samples, the state of joining, and what waits to be learned."""
 
@@ -184,6 +200,13 @@ class Memory(Protocol):
 
     def statistics(self) -> str | None:
         """Name of the immutable file, in `folder`, with the head's statistics; None before the first."""
+        ...
+
+    def statistics_parts(self) -> Sequence[str]:
+        """Names of immutable files, in `folder`, whose sums, with all deltas, are the head's statistics.
+
+        Only `assemble` leaves some, and then `statistics` is None. A file that is pointed to must contain their sums.
+        """
         ...
 
     def set_statistics(self, name: str, *, through: int) -> None:
@@ -251,6 +274,19 @@ class Memory(Protocol):
 
     def forget(self, subject: str, until: float) -> Forgotten:
         """Removes what is kept of a subject, with tombstones against redelivery."""
+        ...
+
+    # ── shards ──
+    def snapshot(self, folder: Path) -> None:
+        """Writes a copy of this memory into the new folder `folder`, where it can be opened, or assembled."""
+        ...
+
+    def assemble(self, shards: Sequence[Path]) -> Assembled:
+        """Makes this memory what one that had ingested everything that the memories in folders `shards` have would be.
+
+        It is called while the turn is open, each time with the newest snapshots of the same shards. What came from
+        shards before is replaced; what turns have done here stays.
+        """
         ...
 
     def close(self) -> None: ...

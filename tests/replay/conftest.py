@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,10 +18,97 @@ from perdure_replay import ReplayMemory
 NOW = 1_700_000_000.0
 
 
+SPACE = "abc.safetensors"
+
+Net = Counter[tuple[str, str]]
+
+
+def entries_page(entries: Sequence[Entry]) -> Page:
+    return Page(tuple(entries), {entry.partition: entry.position + 1 for entry in entries})
+
+
+def read_sums(folder: str, names: Iterable[str]) -> Net:
+    total: Net = Counter()
+    for name in names:
+        for text, label, count in json.loads((Path(folder) / name).read_text(encoding="utf-8")):
+            total[text, label] += count
+    return total
+
+
+def sums(memory: ReplayMemory) -> Net:
+    """What the head's statistics are the sums of, without those that cancel out."""
+    name = memory.statistics()
+    total = read_sums(memory.folder, [name] if name else memory.statistics_parts())
+    for delta in memory.deltas(10_000):
+        total[delta.text, delta.label] += delta.sign
+    return Counter({key: count for key, count in total.items() if count})
+
+
+def absorb(memory: ReplayMemory, space: str = SPACE) -> None:
+    """What the learner does with deltas: a new file, and the pointer to it."""
+    found = memory.deltas(10_000)
+    if found:
+        total = sums(memory)
+        name = f"head-{found[-1].sequence:012d}-{space}"
+        rows = [[*key, count] for key, count in total.items()]
+        (Path(memory.folder) / name).write_text(json.dumps(rows), encoding="utf-8")
+        memory.set_statistics(name, through=found[-1].sequence)
+
+
+def held(memory: ReplayMemory) -> dict[str, Any]:
+    counts = memory.counts()
+    return {
+        "offset": memory.offset(),
+        "digest": memory.digest(),
+        "samples": memory.samples(),
+        "sums": sums(memory),
+        "joinable": counts.joinable,
+        "waiting": counts.waiting_feedback,
+        "fresh": counts.fresh,
+        "labels": (counts.labels, counts.pending, counts.tombstones),
+        "quarantined": list(memory.quarantined()),
+        "classes": memory.classes(),
+        "rebuild": memory.rebuild_due,
+    }
+
+
+def state(memory: ReplayMemory) -> dict[str, list[Any]]:
+    """The join state to the last column, and places with their provenance."""
+    tables = {
+        "interactions": "id, time, hash, digest, subject, erased, text, predicted, confidence, label, label_time, "
+        "label_source, counted, fresh, seen, learned",
+        "waiting": "*",
+        "erasures": "*",
+        "places": "key, label, score, time, living, sample, source",
+        "provenance": "*",
+    }
+    return {
+        name: sorted(memory._store.rows(f"SELECT {columns} FROM {name}"), key=repr) for name, columns in tables.items()
+    }
+
+
+def fed(memory: ReplayMemory, *streams: tuple[str, Sequence[Record | bytes]]) -> ReplayMemory:
+    """`memory`, fed with each (partition, events) from where it is."""
+    for partition, events in streams:
+        start = memory.offset().get(partition, 0)
+        payloads = [event if isinstance(event, bytes) else encode(event) for event in events]
+        memory.ingest(
+            entries_page([Entry(partition, start + place, payload) for place, payload in enumerate(payloads)])
+        )
+    return memory
+
+
 class World:
     """Builders of records and pages around the moment `now`."""
 
     now = NOW
+    entries_page = staticmethod(entries_page)
+    read_sums = staticmethod(read_sums)
+    sums = staticmethod(sums)
+    absorb = staticmethod(absorb)
+    held = staticmethod(held)
+    state = staticmethod(state)
+    fed = staticmethod(fed)
 
     @staticmethod
     def interaction(identifier: str, text: str, at: float = 0.0, **fields: Any) -> Interaction:

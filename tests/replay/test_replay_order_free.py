@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,34 +140,3 @@ def test_the_order_of_events_does_not_matter(
         found = outcome(memory, total)
         memory.close()
     assert found == expected
-
-
-@pytest.mark.parametrize("half_life", [0.0, 1e-4])
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(
-    events=histories(), side=st.lists(st.booleans(), min_size=len(IDS), max_size=len(IDS)), seed=st.integers(0, 2**32)
-)
-def test_shards_merge_into_the_memory_of_all(
-    world: Any, half_life: float, events: list[Record], side: Sequence[bool], seed: int
-) -> None:
-    options = {"per_class": 2, "half_life_days": half_life, "provenance": 2}
-    left_ids = {identifier for identifier, left in zip(IDS, side, strict=True) if left}
-    left: list[Record] = []
-    right: list[Record] = []
-    for event in events:
-        if isinstance(event, Erasure):
-            # An erasure that only one shard has heard of holds for both.
-            (left if seed % 2 else right).append(event)
-        else:
-            identifier = event.id if isinstance(event, Interaction) else event.interaction
-            (left if identifier in left_ids else right).append(event)
-    with tempfile.TemporaryDirectory() as folder:
-        with world.open(Path(folder) / "all", **options) as everything:
-            everything.ingest(world.page(events))
-            expected = everything.digest(), everything.samples()
-        with world.open(Path(folder) / "right", **options) as other:
-            other.ingest(world.page(right))
-        with world.open(Path(folder) / "left", **options) as memory:
-            memory.ingest(world.page(left))
-            memory.merge(Path(folder) / "right")
-            assert (memory.digest(), memory.samples()) == expected

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import chi2, chisquare
 
-from perdure.errors import UsageError
 from perdure.records import Record, sample_key
 from perdure_replay import ReplayMemory
 from perdure_replay.priority import Priorities, key_from_seed, unit
@@ -186,31 +184,3 @@ def test_the_key_is_made_once_from_the_seed(world: Any, opened: Open) -> None:
     expected = one.digest()
     one.close()
     assert opened(name="one", seed=2).digest() == expected
-
-
-def test_shards_must_share_a_key_and_are_merged_once(world: Any, opened: Open, tmp_path: Path) -> None:
-    opened(world.labelled("1", "one", "a"), name="shard").close()
-    opened(world.labelled("1", "one", "a"), name="foreign", seed=3).close()
-    memory = opened(world.labelled("2", "two", "a"))
-    memory.merge(tmp_path / "shard")
-    assert {sample.text for sample in memory.samples()} == {"one", "two"}
-    with pytest.raises(UsageError, match="already"):
-        memory.merge(tmp_path / "shard")
-    with pytest.raises(UsageError, match="already"):
-        memory.merge(tmp_path / "memory")
-    with pytest.raises(UsageError, match="another key"):
-        memory.merge(tmp_path / "foreign")
-    assert len(memory.samples()) == 2
-
-
-def test_an_erasure_of_one_shard_holds_for_the_other(world: Any, opened: Open, tmp_path: Path) -> None:
-    mine = world.labelled("1", "one", "a", subject="ann")
-    theirs = world.labelled("2", "two", "a", subject="bob")
-    opened([*theirs, world.erasure("ann")], name="shard").close()
-    memory = opened([*mine, world.erasure("bob")])
-    memory.merge(tmp_path / "shard")
-    assert memory.samples() == ()
-    assert world.net(memory) == {}
-    memory.ingest(world.page(world.labelled("3", "late", "a", subject="ann"), start=3))
-    assert memory.samples() == ()
-    assert memory.counts().tombstones == 3  # what is labelled late keeps a place too, as it would have earlier

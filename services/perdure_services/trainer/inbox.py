@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from perdure.config import Settings
 from perdure.errors import StreamError
-from perdure.memory import Memory, ingest, open_memory
+from perdure.inflow import inflow_of
+from perdure.memory import Memory, open_memory
 from perdure.stream import Stream, open_stream
 from perdure.stream.base import Offset
 
@@ -54,11 +55,11 @@ class Inbox:
         try:
             if self._stream is None:
                 self._stream = open_stream(self._settings.stream)
-            stream = self._stream
-            if self._offset is not None and dict(stream.end()) == dict(self._offset):
+            inflow = inflow_of(self._settings, self._stream)
+            if self._offset is not None and dict(inflow.end()) == dict(self._offset):
                 return self._waiting
             with open_memory(self._settings) as memory:
-                ingest(stream, memory, lambda: not self._stop.is_set())
+                inflow.bring(memory, lambda: not self._stop.is_set())
                 self._waiting = self._count(memory)
                 self._offset = memory.offset()
         except StreamError:

@@ -67,6 +67,22 @@ class Statistics:
             if count == 0 and not total.any():
                 del self.sums[label], self.counts[label]
 
+    def add(self, other: Statistics) -> None:
+        """Adds the sums of other rows; exact, so that the order of additions does not matter.
+
+        Raises:
+            ValueError: `other` has another number of features.
+        """
+        if other.features != self.features:
+            raise ValueError(f"statistics of {other.features} features cannot be added to those of {self.features}")
+        self.gram += other.gram
+        for label, part in other.sums.items():
+            total = self.sums.get(label, np.zeros(self.features)) + part
+            count = self.counts.get(label, 0) + other.counts[label]
+            self.sums[label], self.counts[label] = total, count
+            if count == 0 and not total.any():
+                del self.sums[label], self.counts[label]
+
     def save(self, path: Path) -> None:
         """Writes the statistics to `path`, whole or not at all; of the symmetric G only one triangle, row by row."""
         labels = sorted(self.sums)

@@ -130,10 +130,12 @@ class Writer:
         deadline = time.monotonic() + self._settings.delivery_seconds + SLACK_SECONDS
         failures: dict[int, BaseException] = {}
         for number, future in enumerate(futures):
-            try:
-                future.get(timeout=max(deadline - time.monotonic(), 0.001))
-            except (kafka_errors.KafkaError, OSError) as error:
-                failures[number] = error
+            # Most are done: the first one of a batch has waited for the others.
+            if not future.is_done or future.failed():
+                try:
+                    future.get(timeout=max(deadline - time.monotonic(), 0.001))
+                except (kafka_errors.KafkaError, OSError) as error:
+                    failures[number] = error
         too_large = frozenset(number for number, error in failures.items() if isinstance(error, _TOO_LARGE))
         others = [error for number, error in failures.items() if number not in too_large]
         if not others:

@@ -10,9 +10,9 @@ import pytest
 from perdure.errors import RecordError, StreamError
 from perdure.stream import MemoryStream
 from perdure.stream.payload import Payload
-from perdure_services.serving import spool_refused
 from perdure_services.serving.metrics import Metrics
 from perdure_services.serving.spool import forwarder as module
+from perdure_services.serving.spool import refused
 from perdure_services.serving.spool.forwarder import Forwarder
 from perdure_services.serving.spool.spool import Spool
 
@@ -218,7 +218,7 @@ def test_a_record_refused_for_good_is_kept_aside_and_holds_nobody_up(spool, remo
 
 
 def test_refused_records_are_bounded(spool, remote, start, until, monkeypatch, caplog):
-    monkeypatch.setattr(spool_refused, "MAX_REFUSED_BYTES", 100)
+    monkeypatch.setattr(refused, "MAX_REFUSED_BYTES", 100)
     remote.poison = set(names(0, 4))
     spool.append(some(0, 5))
     forwarder = start(spool, remote)

@@ -1,0 +1,1 @@
+"""Ingesters: several processes that share a topic's partitions."""

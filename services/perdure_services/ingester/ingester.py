@@ -1,0 +1,144 @@
+"""The process that reads the partitions which the broker deals to it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from perdure.config import Settings
+from perdure.errors import PerdureError, StaleShard, StreamError, UsageError
+from perdure.memory import Memory
+from perdure.registry import Shards
+from perdure.stream.kafka import KafkaStream, Membership
+from perdure.stream.kafka.client import servers_of
+from perdure_services.ingester.shard import Shard
+
+IDLE_SECONDS = 0.5
+"""Pause after a round in which nothing was new."""
+
+RETRY_SECONDS = 5.0
+"""Pause after a round that failed."""
+
+_log = logging.getLogger(__name__)
+
+
+class Ingester:
+    """Holds the shards of the partitions that are this process's, and hands over those that are not any more.
+
+    A thread keeps up the membership, however long a snapshot takes.
+
+    Args:
+        settings: of everything.
+        absorb: brings the head's statistics of a memory up to date.
+
+    Raises:
+        UsageError: the stream has no partitions to share.
+        StreamError: the broker cannot be reached.
+    """
+
+    def __init__(self, settings: Settings, absorb: Callable[[Memory], object]) -> None:
+        scheme, _, location = settings.stream.url.partition(":")
+        if scheme.lower() != "kafka":
+            raise UsageError(
+                f"only a Kafka topic can be shared by ingesters, but stream.url starts with '{scheme}:': leave "
+                "ingest.shards off, and the trainer's turns ingest by themselves"
+            )
+        self._settings = settings
+        self._servers = servers_of(location)
+        self._absorb = absorb
+        self._shards = Shards(settings.registry.url, settings.stream.topic)
+        self._owner = f"{socket.gethostname()}-{os.getpid()}"
+        self._folder = Path(settings.ingest.path) / self._owner
+        self._held: dict[int, Shard] = {}
+        self._stop = threading.Event()
+        self._moved = threading.Event()
+        self._membership = Membership(self._servers, settings.stream)
+        self._assigned: frozenset[int] = frozenset()
+        self._thread = threading.Thread(target=self._keep_up, name="perdure-membership", daemon=True)
+
+    def run(self) -> None:
+        """Reads until `stop`; then writes last snapshots and leaves the group."""
+        self._thread.start()
+        try:
+            while not self._stop.is_set():
+                try:
+                    busy = self._round()
+                except PerdureError as error:
+                    _log.error("%s", error)
+                    self._stop.wait(RETRY_SECONDS)
+                else:
+                    if not busy:
+                        self._stop.wait(IDLE_SECONDS)
+        finally:
+            for partition in tuple(self._held):
+                self._hand_over(partition)
+            self._membership.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def stop(self) -> None:
+        """Ends `run` soon; may be called from any thread and from a signal handler."""
+        self._stop.set()
+
+    def _round(self) -> bool:
+        """Takes and gives partitions, and reads each once; whether anything was new."""
+        assigned = self._assigned
+        self._moved.clear()
+        for partition in self._held.keys() - assigned:
+            self._hand_over(partition)
+        for partition in sorted(assigned - self._held.keys()):
+            self._held[partition] = self._take_over(partition)
+        busy = False
+        for partition, shard in tuple(self._held.items()):
+            try:
+                counts = shard.read(lambda: not self._stop.is_set() and not self._moved.is_set())
+                busy |= counts.interactions + counts.feedback > 0
+                if shard.due:
+                    shard.publish()
+            except StaleShard as error:
+                _log.warning("%s", error)
+                self._drop(partition)
+        return busy
+
+    def _take_over(self, partition: int) -> Shard:
+        shard = Shard(
+            self._settings,
+            shards=self._shards,
+            partition=partition,
+            owner=self._owner,
+            folder=self._folder / str(partition),
+            stream=KafkaStream(self._servers, self._settings.stream, only={partition}),
+            absorb=self._absorb,
+        )
+        _log.info("partition %d: taken over", partition)
+        return shard
+
+    def _hand_over(self, partition: int) -> None:
+        """Leaves a snapshot, so that the next owner has nothing to read again."""
+        try:
+            self._held[partition].publish()
+        except PerdureError as error:
+            _log.warning("partition %d was handed over without a last snapshot: %s", partition, error)
+        self._drop(partition)
+
+    def _drop(self, partition: int) -> None:
+        self._held.pop(partition).close()
+        shutil.rmtree(self._folder / str(partition), ignore_errors=True)
+
+    def _keep_up(self) -> None:
+        while not self._stop.is_set():
+            try:
+                assigned = self._membership.partitions()
+            except StreamError as error:
+                _log.warning("%s", error)
+                self._stop.wait(RETRY_SECONDS)
+                continue
+            if assigned != self._assigned:
+                _log.info("partitions of this process: %s", ", ".join(map(str, sorted(assigned))) or "none")
+                self._assigned = assigned
+                self._moved.set()
+            self._stop.wait(0.2)
