@@ -60,6 +60,9 @@ def perdure(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    if not verbose:
+        # A broker that is away is told once, in our words; its client shouts at every try.
+        logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 
 @cache

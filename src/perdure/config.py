@@ -274,6 +274,8 @@ class TrainerSettings(Section):
     """New labels that start a turn before its time; 0 switches this off."""
     poll_seconds: Positive = 2.0
     """How often the stream is looked at for new labels."""
+    niceness: Annotated[int, Field(ge=0, le=19)] = 10
+    """How far a turn stands back from what else wants the processor, the API beside it first; 0 is not at all."""
     turn_timeout_seconds: Positive = 3600.0
     """A turn that takes longer is killed; the next one goes on from the last committed stage."""
 

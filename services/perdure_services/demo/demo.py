@@ -102,8 +102,8 @@ class Demo:
     def start(self) -> str:
         """Starts API and trainer; the API's URL."""
         self._begin("starting the API and the trainer")
-        url = self._parts.processes.serve(self._tick)
         self._parts.processes.train()
+        url = self._parts.processes.serve(self._tick)
         self._parts.view.say(f"The API answers at {url}, the trainer watches the stream.")
         return url
 

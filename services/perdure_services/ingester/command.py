@@ -28,7 +28,6 @@ def ingest(
     trainer ingest.shards=true). Who takes a partition over goes on from its last snapshot, and its former owner, should
     it wake up, can write no more. Stop it with Ctrl-C: it leaves last snapshots behind.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("perdure_services.ingester").setLevel(logging.INFO)
     settings = load_settings(config, overrides or ())
     # Imported here: torch takes seconds, and `--help` must not.

@@ -48,8 +48,8 @@ def serve(
 
     Exit codes: 0 stopped cleanly, 1 could not run, 2 wrong usage or settings.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # Swaps, outages and their ends are what this command has to say; they are said without --verbose too.
+    logging.getLogger("perdure_services.serving").setLevel(logging.INFO)
     try:
         tree = _settings(config, settings or [], host, port)
         _serve(tree)

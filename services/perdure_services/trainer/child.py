@@ -46,6 +46,7 @@ class Child:
         stderr: the same for its errors.
         environ: its environment; by default this process's.
         cwd: its working folder; by default this process's.
+        niceness: how far it stands back from others that want the processor, 0 to 19.
 
     Raises:
         OSError: the program cannot be started.
@@ -59,11 +60,15 @@ class Child:
         stderr: int | IO[bytes],
         environ: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        niceness: int = 0,
     ) -> None:
         # Its own session: a Ctrl-C in the terminal is for this process, which then stops the child in good order.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=environ, cwd=cwd, start_new_session=True
         )
+        if niceness:
+            # Before it has started threads, which inherit it.
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, niceness)
 
     @property
     def pid(self) -> int:

@@ -32,7 +32,6 @@ def train(
     which is ended after trainer.turn_timeout_seconds, and when the trainer is stopped (Ctrl-C); the next turn goes on
     where it was. Without a version yet, the first one is made as soon as there are labels.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # One line a turn is what this command has to say; it is said without --verbose too.
     logging.getLogger("perdure_services.trainer").setLevel(logging.INFO)
     # What it warns of, a turn that is still running, our own schedule tells in its words.

@@ -100,7 +100,13 @@ class TurnProcess:
         with self._lock:
             if self._stopped:
                 return None
-            self._child = Child(self._command(config), stdout=out, stderr=PIPE, environ=self._environ())
+            self._child = Child(
+                self._command(config),
+                stdout=out,
+                stderr=PIPE,
+                environ=self._environ(),
+                niceness=self._settings.trainer.niceness,
+            )
             return self._child
 
     def _environ(self) -> dict[str, str]:

@@ -22,7 +22,7 @@ def test_everything_lies_in_the_folder(folder):
     assert settings.stream.url == f"sqlite:{root / 'stream.db'}"
     assert settings.registry.url == str(root / "registry")
     assert settings.memory.path == str(root / "memory")
-    assert settings.model.threads == PRODUCT["model.threads"] == 1
+    assert settings.lora.epochs == PRODUCT["lora.epochs"] == 2
 
 
 def test_overrides_come_over_the_demos_settings_and_the_environment_does_not(folder, monkeypatch):

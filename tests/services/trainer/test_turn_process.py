@@ -132,3 +132,9 @@ def test_only_settings_are_taken_out_of_the_environment():
     kept = {"PATH": "/bin", "PERDURE_X": "1", "OTHER__SEED": "2"}
     assert without_settings({**kept, "PERDURE_SEED": "3", "PERDURE_MODEL__NAME": "m"}) == kept
     assert "PATH" in without_settings(os.environ)
+
+
+@pytest.mark.parametrize(("niceness", "expected"), [(0, 0), (7, 7)])
+def test_a_turn_stands_back_from_the_api(process, niceness, expected):
+    code = f"import os, sys; sys.exit(20 + os.nice(0) - {os.nice(0)})"
+    assert process(code, **{"trainer.niceness": niceness}).run().code == 20 + expected
