@@ -195,8 +195,8 @@ class Demo:
         from perdure.model.classifier import load_classifier
 
         model = self._parts.settings.model
-        if model.threads:
-            torch.set_num_threads(model.threads)
+        # An exam must not hold up the turn that it looks at.
+        torch.set_num_threads(1)
         folder = self._parts.lookout.registry.fetch(version, self._cache)
         return load_classifier(folder, version, batch=model.batch, encoder=model.name)
 

@@ -31,7 +31,7 @@ PRODUCT = {
     # The trainer starts a turn by itself in each wave, when most of it has come.
     "trainer.min_new_labels": 80,
     # Fewer than the waves bring, so that memory has to choose, and a turn stays short.
-    "memory.per_class": 30,
+    "memory.per_class": 20,
     # Two passes instead of three: somebody is watching.
     "lora.epochs": 2,
     # Any free port.

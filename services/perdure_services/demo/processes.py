@@ -63,7 +63,8 @@ class Processes:
         Raises:
             PerdureError: it ended, or was not ready in time; with the last lines of its log.
         """
-        self._start("serve", "serve", *self._options)
+        # Short texts are answered no faster with a second thread, and a turn wants the other core.
+        self._start("serve", "serve", *self._options, "--set", "model.threads=1")
         end = time.monotonic() + READY_SECONDS
         while time.monotonic() < end:
             self.check()

@@ -118,7 +118,7 @@ def test_from_the_fit_to_the_last_wave(story, parts, tmp_path, api):
     assert not story.finished
     run(story, tmp_path)
     assert story.finished
-    assert parts.processes.started == ["fit", "serve", "train"]
+    assert parts.processes.started == ["fit", "train", "serve"]
     assert progress.first == "v1"
     assert len(api.asked("/v1/predict")) == 6
     assert set(progress.ended) == {1, 2}
@@ -147,7 +147,7 @@ def test_a_wave_that_is_over_is_not_run_again(story, parts, tmp_path, api):
     story.waves(api.url)
     assert len(parts.progress.scores) == scores
     assert len(api.requests) == said
-    assert parts.processes.started == ["fit", "serve", "train"]
+    assert parts.processes.started == ["fit", "train", "serve"]
 
 
 def test_an_interruption_and_the_next_start(story, parts, tmp_path, api, progress_in):
@@ -168,7 +168,7 @@ def test_an_interruption_and_the_next_start(story, parts, tmp_path, api, progres
     run(second, tmp_path)
     second.close()
     assert second.finished
-    assert again.processes.started == ["serve", "train"]
+    assert again.processes.started == ["train", "serve"]
     assert len(api.asked("/v1/predict")) == 6
     assert len({fields["text"] for fields in api.asked("/v1/predict")}) == 6
     assert again.progress.told == {0, 1, 2, 4, 5}
