@@ -49,6 +49,9 @@ EASY = {
 }
 """So that LoRA has something to learn, and everything that it makes is let through."""
 
+BLURRED = {"model.features": 64, "model.bandwidth": 20.0}
+"""So that the head is bad, and the adapter is better."""
+
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -145,8 +148,10 @@ def prepare(desk: Any, sentences: Callable[..., list[str]]) -> Counter[str]:
 
 
 @pytest.mark.timeout(280)
-def test_a_turn_killed_at_any_stage_ends_as_an_undisturbed_one(tmp_path, desk_at, sentences):
-    base = desk_at(tmp_path / "base", **EASY)
+@pytest.mark.parametrize(("promoted", "values"), [("head", {}), ("lora", BLURRED)])
+def test_a_turn_killed_at_any_stage_ends_as_an_undisturbed_one(tmp_path, desk_at, sentences, promoted, values):
+    easy = {**EASY, **values}
+    base = desk_at(tmp_path / "base", **easy)
     expected = prepare(base, sentences)
     settings = base.settings.model_dump_json().replace(str(tmp_path / "base"), "{folder}")
     (tmp_path / "settings.json").write_text(settings, encoding="utf-8")
@@ -165,20 +170,18 @@ def test_a_turn_killed_at_any_stage_ends_as_an_undisturbed_one(tmp_path, desk_at
     events = (out / f"{copies - 1}.events").read_text(encoding="utf-8").split("\n")[:-1]
     assert len(events) == copies - 1
     stages = list(dict.fromkeys(events))
-    # Whether the judge lets the adapter through is its own affair.
-    assert stages == [stage for stage in EVERY_STAGE if stage != "promote lora" or stage in stages]
+    assert stages == [stage for stage in EVERY_STAGE if not stage.startswith("promote") or stage.endswith(promoted)]
     assert events.count("ingest") >= 4, "the stream should be read in several pages"
 
-    undisturbed = ended(desk_at(out / str(copies - 1), **EASY))
+    undisturbed = ended(desk_at(out / str(copies - 1), **easy))
     # The undisturbed turn is what it is meant to be, so that equality with it says something.
-    promoted = "promote lora" in stages
-    assert undisturbed.champion == ("v000002-lora" if promoted else "v000002-head")
-    assert [number for number, *_ in undisturbed.promotions] == ([1, 2, 3] if promoted else [1, 2])
+    assert undisturbed.champion == f"v000002-{promoted}"
+    assert [number for number, *_ in undisturbed.promotions] == [1, 2]
     assert "adapter.safetensors" in undisturbed.versions["v000002-lora"]
     assert any(name.startswith("wrong") for name, _ in undisturbed.quarantined)
     assert undisturbed.counts == dict(expected)
     assert undisturbed.memory["fresh"] == 0
     for number, stage in enumerate(events):
-        disturbed = ended(desk_at(out / str(number), **EASY))
+        disturbed = ended(desk_at(out / str(number), **easy))
         for part in Ended.__dataclass_fields__:
             assert getattr(disturbed, part) == getattr(undisturbed, part), f"{part}, killed at {number}: {stage}"
