@@ -189,7 +189,7 @@ class Service:
         """Takes (interaction id, label, source); whether they are durable already.
 
         Raises:
-            Refusal: 409 recording is off; 503 there is no room for them.
+            Refusal: 409 recording is off; 503 they cannot be recorded, where the operator chose to refuse then.
         """
         if not self.settings.record:
             raise Refusal(409, "this process records nothing", do="set serving.record to true and start it again")
@@ -197,9 +197,6 @@ class Service:
         fate = await self._record(
             [Feedback(time=at, interaction=id, label=label, source=source) for id, label, source in labels]
         )
-        if fate == "dropped":
-            # A prediction is worth its answer even unrecorded; feedback that is lost is worth nothing.
-            raise _unrecorded()
         return fate == "recorded"
 
     async def forget(self, subject: str) -> Removed:
