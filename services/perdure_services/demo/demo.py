@@ -117,6 +117,9 @@ class Demo:
             for wave in scenario.waves:
                 if wave.number not in progress.ended:
                     self._run(wave, traffic)
+        self._begin("examining what serves now")
+        while self._exams:
+            self._pause()
         self._wave = None
 
     def wait(self) -> None:
@@ -150,10 +153,8 @@ class Demo:
         traffic.send(wave)
         self._begin(f"wave {wave.number}: the trainer takes in what is left of it")
         waited = self._settle()
-        self._begin(f"wave {wave.number}: examining what serves now")
+        # Examined while the next wave begins.
         self._score(wave.number)
-        while self._exams:
-            self._pause()
         progress.wave_ended(wave.number, waited)
 
     def _settle(self) -> float:

@@ -155,7 +155,7 @@ class FeedbackRequest(_Request):
 
 
 class FeedbackAnswer(BaseModel):
-    """Whether the labels would survive a crash; if not, they wait or found no room: send them again, it does no harm."""
+    """Whether the labels would survive a crash; if not, they wait or found no room: say them again, that is safe."""
 
     recorded: bool
 
