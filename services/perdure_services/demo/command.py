@@ -34,7 +34,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the API up at the end; Ctrl-C ends it.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, even where an earlier start got far.")] = False,
     waves: Annotated[int | None, typer.Option("--waves", min=1, help="Send only the first so many waves.")] = None,
-    rate: Annotated[float, typer.Option("--rate", min=0.1, help="Requests a second.")] = 10.0,
+    rate: Annotated[float, typer.Option("--rate", min=0.1, help="Requests a second.")] = 20.0,
     plain: Annotated[
         bool, typer.Option("--plain", help="Lines instead of the live view; so too where there is no terminal.")
     ] = False,
