@@ -22,6 +22,11 @@ NOT_REACHED = (
     "weights that were already trained, until an update replaces them",
     "reports of versions already written, until those versions are collected",
 )
+NOT_REACHED_REMOTE = (
+    "the topic's records, until its retention ends; memory refuses them if they come again",
+    "the spools of serving processes, until they have sent: DELETE /v1/subjects/SUBJECT at each of them reaches those",
+    "snapshots of ingesters, until newer ones replace them",
+)
 
 
 def memory(
@@ -64,6 +69,7 @@ def forget(
     with open_stream(settings.stream) as stream:
         stream.append([Erasure(time=until, subject=subject)])
         removed = stream.forget(subject, until)
+        not_reached = NOT_REACHED + (NOT_REACHED_REMOTE if stream.remote else ())
     samples, when, head = 0, "with the next turn: the trainer has the memory open", "gives the labels back"
     try:
         with open_memory(settings) as remembered:
@@ -80,14 +86,14 @@ def forget(
         "samples_removed": samples,
         "memory": when,
         "head": f"{head}, with the next turn",
-        "not_reached": NOT_REACHED,
+        "not_reached": not_reached,
     }
     if as_json:
         print_json(told)
         return
     stdout.print(f"Stream: {removed} entries removed. Memory: {samples} samples removed, {when}.")
     stdout.print(f"The analytic head {head}, with the next turn.")
-    for one in NOT_REACHED:
+    for one in not_reached:
         stdout.print(f"Not reached: {one}.")
 
 
