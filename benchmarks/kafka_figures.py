@@ -276,12 +276,17 @@ def recording(options: argparse.Namespace) -> dict[str, Any]:
     fit = [*PERDURE, "fit", "--data", str(data), *assignments({**common, "stream.url": f"sqlite:{folder}/stream.db"})]
     subprocess.run(fit, check=True, stdout=subprocess.DEVNULL)
     topic = make_topic(options)
-    url = {"stream.url": f"kafka://{options.broker}", "stream.topic": topic, "spool.path": str(folder / "spool")}
+    url = {"stream.url": f"kafka://{options.broker}", "stream.topic": topic}
     texts = [json.loads(line)["text"] for line in data.read_text(encoding="utf-8").splitlines()]
     blocks: dict[str, list[float]] = {"off": [], "on": []}
     with ExitStack() as stack:
         ports = {
-            name: stack.enter_context(api({**common, **url, "serving.record": record}, folder / f"{name}.log"))
+            name: stack.enter_context(
+                api(
+                    {**common, **url, "serving.record": record, "spool.path": str(folder / f"spool-{name}")},
+                    folder / f"{name}.log",
+                )
+            )
             for name, record in (("off", "false"), ("on", "true"))
         }
         for port in ports.values():

@@ -23,6 +23,9 @@ UNDER_WAY = 2
 BATCH_RECORDS = 500
 BATCH_BYTES = 2**20
 
+LINGER_SECONDS = 0.1
+"""How long a batch waits for company: each request to a broker costs both sides more than the records in it."""
+
 FIRST_RETRY_SECONDS = 0.1
 MAX_RETRY_SECONDS = 5.0
 
@@ -55,6 +58,7 @@ class Forwarder:
         self._taking = threading.Lock()
         self._changed = threading.Condition()
         self._next = spool.start
+        self._crowded = False
         self._passages: deque[_Passage] = deque()
         self._failing: set[int] = set()
         self._stopping = threading.Event()
@@ -120,6 +124,8 @@ class Forwarder:
             while True:
                 if not self._spool.wait(self._next, self._stopping):
                     return None
+                if not self._crowded:
+                    self._stopping.wait(LINGER_SECONDS)
                 try:
                     batch = self._spool.read(self._next, max_records=BATCH_RECORDS, max_bytes=BATCH_BYTES)
                 except OSError as error:
@@ -131,6 +137,8 @@ class Forwarder:
                 if batch.end > self._next:
                     break
             self._next = batch.end
+            # Behind a full batch there is more, or its end: nothing to wait for.
+            self._crowded = len(batch.payloads) >= BATCH_RECORDS
             passage = _Passage(batch)
             with self._changed:
                 if time.monotonic() >= self._deadline:
