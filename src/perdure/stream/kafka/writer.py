@@ -15,6 +15,7 @@ from perdure.config import StreamSettings
 from perdure.errors import RecordError, StreamError
 from perdure.stream.base import Entry
 from perdure.stream.kafka.client import discard, explained, options, reason
+from perdure.stream.kafka.partitioning import partitions_of
 from perdure.stream.kafka.topic import MAX_RECORD_BYTES, ensure_topic
 from perdure.stream.payload import Payload
 
@@ -72,7 +73,7 @@ class Writer:
         with explained(where):
             producer = self._producer()
             try:
-                futures = [(payload, future) for payload in added for future in self._send(producer, topic, payload)]
+                futures = self._send(producer, topic, added)
             except kafka_errors.KafkaError:
                 self._abandon(producer)
                 raise
@@ -114,12 +115,20 @@ class Writer:
             with explained("the producer cannot be closed"):
                 made.close(timeout=self._settings.delivery_seconds)
 
-    def _send(self, producer: Any, topic: str, payload: Payload) -> list[Any]:
-        if len(payload.body) > MAX_RECORD_BYTES:
-            raise RecordError(f"a record has {len(payload.body)} bytes, more than the {MAX_RECORD_BYTES} allowed")
-        if payload.interaction is not None:
-            return [producer.send(topic, value=payload.body, key=payload.interaction.encode())]
-        return [producer.send(topic, value=payload.body, partition=each) for each in producer.partitions_for(topic)]
+    def _send(self, producer: Any, topic: str, added: Sequence[Payload]) -> list[tuple[Payload, Any]]:
+        """Hands the records to the producer; each comes back with the future of each copy."""
+        longest = max(len(payload.body) for payload in added)
+        if longest > MAX_RECORD_BYTES:
+            raise RecordError(f"a record has {longest} bytes, more than the {MAX_RECORD_BYTES} allowed")
+        everywhere = sorted(producer.partitions_for(topic))
+        keys = [(payload.interaction or "").encode() for payload in added]
+        futures = []
+        for payload, key, own in zip(added, keys, partitions_of(keys, len(everywhere)), strict=True):
+            if payload.interaction is None:
+                futures += [(payload, producer.send(topic, payload.body, partition=each)) for each in everywhere]
+            else:
+                futures.append((payload, producer.send(topic, payload.body, key, partition=everywhere[own])))
+        return futures
 
     def _settle(self, producer: Any, futures: Sequence[Any], where: str) -> frozenset[int]:
         """Waits until each record is acknowledged or given up by the library; the places of those too large.
