@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock bench kafka kafka-files clean
+.PHONY: help setup demo test check format lock bench bench-kafka kafka kafka-files test-faults clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,13 @@ kafka: setup  ## A Kafka broker on 127.0.0.1:9092, until Ctrl-C (Java 17 and Mav
 
 kafka-files: setup  ## Bring what the broker of the tests runs from, once
 	@$(BIN)/python deploy/kafka/broker.py --fetch
+
+bench-kafka: setup kafka-files  ## What recording, sending, catching up and an outage cost, beside a real broker
+	$(BIN)/python benchmarks/kafka_figures.py $(ARGS)
+	$(BIN)/python benchmarks/kafka_outage.py
+
+test-faults: setup kafka-files  ## The faults against a real broker, at full length
+	PERDURE_FULL_FAULTS=1 $(BIN)/pytest tests/e2e/kafka --timeout 900
 
 clean:  ## Remove what was made here, but for .venv
 	rm -rf var dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
