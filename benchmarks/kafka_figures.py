@@ -158,9 +158,9 @@ def spooled(options: argparse.Namespace) -> dict[str, float]:
 
 # ── catch-up ──
 def catch_up(options: argparse.Namespace) -> dict[str, Any]:
-    """Into memory; and the most memory that the process held with a backlog of a quarter, a half and all of it."""
+    """Into memory; and the most memory that the process held with a tenth, a quarter and all of it."""
     total = options.records
-    sizes = [total // 4, total // 2, total]
+    sizes = [total // 10, total // 4, total]
     topic = make_topic(options)
     found: dict[str, Any] = {"records": total, "topic_bytes": fill(options, topic, total)}
     options.topic = topic

@@ -145,7 +145,7 @@ class ReplayMemory:
             )
         if not page.entries and dict(page.next) == self.offset():
             return IngestCounts()
-        tally: Counter[str] = Counter()
+        tally: Counter[str] = Counter({"lost": page.lost} if page.lost else ())
         with self._change():
             self._intake.take(page.entries, tally)
             self._store.write_all(

@@ -147,6 +147,9 @@ class Writer:
                     failures[number] = error
         too_large = frozenset(number for number, error in failures.items() if isinstance(error, _TOO_LARGE))
         others = [error for number, error in failures.items() if number not in too_large]
+        if too_large:
+            # It goes on trying to split what it could not send, and what comes next would share its fate.
+            self._abandon(producer)
         if not others:
             return too_large
         if not all(future.is_done for future in futures) or not all(
