@@ -135,6 +135,8 @@ class Service:
         if not self.live:
             return Readiness(False, "a thread of this process has died: restart it")
         if self.champions.current is None:
+            if not self.champions.wait_for_first_look(0):
+                return Readiness(False, "starting: the version that is to serve is being loaded")
             return Readiness(False, self.champions.problem or "no version is promoted yet: run `perdure fit`")
         if self.batcher.idle_seconds > FRESH_SECONDS:
             try:
