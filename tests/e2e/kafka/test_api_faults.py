@@ -55,7 +55,7 @@ def test_an_api_that_is_killed_again_and_again_with_its_spool_full_at_last(
     assert api.log.count("ended in the middle of a write") == 3
     # Killed between a write and its answer, a few are kept that nobody was told of: at most one for each connection.
     assert 0 <= api.metric("stream_acknowledged_total") - full <= 3 * 2
-    assert len([one for one in load.asked if not one.recorded]) > 20
+    assert len([one for one in load.asked if not one.recorded]) > 5
     assert Counter(one.status for one in load.asked).keys() == {200, 0}
     assert {one.status for one in load.said if one.recorded} == {202}
     assert {one.status for one in load.said if not one.recorded} <= {202, 0}

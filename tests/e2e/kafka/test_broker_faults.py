@@ -35,8 +35,8 @@ def test_a_broker_that_is_killed_under_load_and_comes_back(own_broker, make_api,
     api.drained()
     arrived = arrive(broker.address)
     arrived.tell("killed", load)
-    all_answered_and_recorded(load, at_least=500)
-    assert len(load.since(away)) > 300
+    all_answered_and_recorded(load, at_least=100)
+    assert len(load.since(away)) > 60
     arrived.check(load)
 
 
@@ -47,13 +47,13 @@ def test_a_broker_that_is_not_there_when_the_api_starts(own_broker, make_api, lo
     with load_on(api) as load:
         load.wait(lasting(30, 8))
         assert api.metric("stream_acknowledged_total") == 0
-        assert api.metric("spool_records") > 200
+        assert api.metric("spool_records") > 40
         broker.start()
         load.wait(2)
     api.drained()
     arrived = arrive(broker.address)
     arrived.tell("away at the start", load)
-    all_answered_and_recorded(load, at_least=300)
+    all_answered_and_recorded(load, at_least=100)
     assert api.metric("stream_acknowledged_total") == load.recorded
     arrived.check(load)
 
@@ -70,7 +70,7 @@ def test_a_broker_that_hangs(own_broker, make_api, load_on, arrive, lasting):
     api.drained()
     arrived = arrive(broker.address)
     arrived.tell("paused", load)
-    all_answered_and_recorded(load, at_least=400)
+    all_answered_and_recorded(load, at_least=100)
     arrived.check(load)
 
 
@@ -101,5 +101,5 @@ def test_metrics_tell_of_an_outage(own_broker, make_api, load_on, arrive, wait_u
     assert api.metric("records_total", outcome="recorded") == load.recorded
     assert api.metric("stream_resent_total") > 0
     assert api.metric("records_total", outcome="dropped") == api.metric("spool_damaged_segments") == 0
-    all_answered_and_recorded(load, at_least=300)
+    all_answered_and_recorded(load, at_least=100)
     arrive(broker.address).check(load)

@@ -103,10 +103,10 @@ def test_what_finds_no_room_is_said_and_counted_and_recording_resumes(
         full = time.monotonic()
         time.sleep(2)
         for load in loads.values():
-            assert len(load.since(full)) > 30
+            assert len(load.since(full)) > 8
             assert not any(one.recorded for one in load.since(full + 0.5)), "there should have been no room"
         for api in apis.values():
-            assert api.metric("records_total", outcome="dropped") > 30
+            assert api.metric("records_total", outcome="dropped") > 8
             for path in ("healthz", "readyz"):
                 assert httpx.get(f"{api.url}/{path}").status_code == 200
         if rooms["answer"].give is not None:
@@ -120,7 +120,7 @@ def test_what_finds_no_room_is_said_and_counted_and_recording_resumes(
         again = time.monotonic()
         time.sleep(1.5)
     for load in loads.values():
-        assert len(load.since(again)) > 20
+        assert len(load.since(again)) > 5
         assert all(one.recorded for one in load.since(again)), "recording did not resume"
     assert Counter(one.status for one in answer.asked) == {200: len(answer.asked)}
     assert {one.status for one in refuse.asked} == {200, 503}
