@@ -95,6 +95,6 @@ def _said(entry: Promotion, as_json: bool) -> None:
         stdout.print(f"Promotion {entry.number}: {entry.version} is served from now on ({entry.reason}).")
         if entry.kind == "rollback":
             stdout.print(
-                f"The judge does not promote {', '.join(entry.rolled_back)} again by itself; it may promote what a later "
-                "turn learns from the same labels. Stop the trainer where that must not be."
+                f"The judge does not promote {', '.join(entry.rolled_back)} again by itself; it may promote what a "
+                "later turn learns from the same labels. Stop the trainer where that must not be."
             )
