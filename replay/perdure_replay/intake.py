@@ -75,13 +75,13 @@ class Intake:
             elif isinstance(record, Erasure):
                 self._join_run(run, latest, tally)
                 run = []
-                self.join.see(record.time)
+                self.join.see(entry.partition, record.time)
                 self.erase(self.priorities.subject(record.subject), record.time)
                 tally["erasures"] += 1
             else:
                 run.append((entry, record))
         self._join_run(run, latest, tally)
-        tally["expired"] += self.join.prune()
+        tally["expired"] += self.join.prune({entry.partition for entry in entries})
         self.quarantine.prune()
 
     def erase(self, subject: bytes, until: float) -> Erased:
@@ -101,8 +101,13 @@ class Intake:
     ) -> None:
         if not run:
             return
-        clashes = {id(record) for record in self.join.enter([record for _, record in run], tally)}
-        self.join.see(max(record.time for _, record in run))
+        arrivals = [(entry.partition, record) for entry, record in run]
+        clashes = {id(record) for record in self.join.enter(arrivals, tally)}
+        seen: dict[str, float] = {}
+        for partition, record in arrivals:
+            seen[partition] = max(record.time, seen.get(partition, record.time))
+        for partition, time in seen.items():
+            self.join.see(partition, time)
         for entry, record in run:
             if id(record) in clashes:
                 self._refuse(entry, "another interaction with another text has this id: make ids unique", latest, tally)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from perdure.config import MemorySettings
@@ -15,9 +16,20 @@ from perdure_replay.statistics import Statistics
 from perdure_replay.store import Store
 
 COLUMNS = (
-    "id, time, hash, digest, subject, erased, text, predicted, confidence, version, "
+    "id, partition, time, hash, digest, subject, erased, text, predicted, confidence, version, "
     "label, label_time, label_source, counted, fresh, seen, learned"
 )
+
+Arrival = tuple[str, Interaction | Feedback]
+"""A record, and the partition that it came from."""
+
+Said = tuple[float, str, str]
+"""Time, source and label of one piece of feedback."""
+
+SEEN = """
+INSERT INTO partitions (name, watermark) VALUES (?, ?)
+ON CONFLICT DO UPDATE SET watermark = max(watermark, excluded.watermark)
+"""
 
 
 @dataclass(slots=True)
@@ -25,6 +37,7 @@ class Joined:
     """One interaction and what was said of it; the fields of `COLUMNS`, in their order."""
 
     id: str
+    partition: str
     time: float
     hash: bytes
     digest: bytes
@@ -52,7 +65,11 @@ class Joined:
 
 
 class Join:
-    """The join state; every method runs inside the caller's transaction."""
+    """The join state; every method runs inside the caller's transaction.
+
+    Time is event time, and passes in each partition by itself: a partition's watermark is the greatest one seen there.
+    So what is too late does not depend on the order in which partitions are read.
+    """
 
     def __init__(
         self,
@@ -70,21 +87,17 @@ class Join:
         self.ttl = settings.join_ttl_hours * 3600.0
         """How long an interaction and its feedback wait for each other, in seconds of event time."""
 
-    def watermark(self) -> float | None:
-        """The greatest event time seen; None before the first event."""
-        found: float | None = self._store.state("watermark")
-        return found
+    def over(self) -> float:
+        """The time before which, in every partition, everything is too late; minus infinity before the first event."""
+        found: float | None = self._store.value("SELECT min(watermark) FROM partitions")
+        return -inf if found is None else found - self.ttl
 
-    def see(self, time: float) -> None:
-        """Moves the watermark to `time` if that is later."""
-        seen = self.watermark()
-        if seen is None or time > seen:
-            self._store.set_state(watermark=time)
+    def see(self, partition: str, time: float) -> None:
+        """Moves the partition's watermark to `time` if that is later."""
+        self._store.write(SEEN, (partition, time))
 
-    def enter(self, records: Sequence[Interaction | Feedback], tally: Counter[str]) -> list[Interaction]:
+    def enter(self, records: Sequence[Arrival], tally: Counter[str]) -> list[Interaction]:
         """Joins `records` in order; returns interactions whose id another text has already."""
-        if not records:
-            return []
         return _Batch(self._store, self._priorities, self.ttl, records).run(
             records, tally, self._reservoir, self._statistics
         )
@@ -118,37 +131,52 @@ class Join:
             [(self._priorities.place(row[4], row[2]), row[1]) for row in mine if row[4] is not None],
         )
 
-    def prune(self) -> int:
-        """Lets go what waited too long and what is beyond the bound; returns what left without having been joined."""
-        watermark = self.watermark()
+    def prune(self, partitions: Iterable[str]) -> int:
+        """Lets go what waited too long in `partitions` and what is beyond the bound of each.
+
+        Returns:
+            what left without having been joined.
+        """
         expired = 0
-        if watermark is not None:
-            cutoff = watermark - self.ttl
-            expired += self._store.value(
-                "SELECT count(*) FROM interactions WHERE time < ? AND label IS NULL AND erased = 0", (cutoff,)
-            )
-            self._evict("time < ?", (cutoff,))
-            expired += self._store.write("DELETE FROM waiting WHERE time < ?", (cutoff,))
-            # What these stood against is too old to be let in again.
-            self._store.write("DELETE FROM erasures WHERE until < ?", (cutoff,))
+        for name, watermark in self._store.rows_in(
+            "SELECT name, watermark FROM partitions WHERE name IN ({})", partitions
+        ):
+            expired += self._prune_late(name, watermark - self.ttl)
+            expired += self._prune_surplus(name)
+        # What these stood against is too old to be let in again.
+        self._store.write("DELETE FROM erasures WHERE until < ?", (self.over(),))
+        return expired
+
+    def _prune_late(self, partition: str, cutoff: float) -> int:
+        expired: int = self._store.value(
+            "SELECT count(*) FROM interactions WHERE partition = ? AND time < ? AND label IS NULL AND erased = 0",
+            (partition, cutoff),
+        )
+        self._evict("partition = ? AND time < ?", (partition, cutoff))
+        return expired + self._store.write("DELETE FROM waiting WHERE partition = ? AND time < ?", (partition, cutoff))
+
+    def _prune_surplus(self, partition: str) -> int:
         bound = self._settings.join_rows
         first_out = self._store.rows(
-            "SELECT time, id FROM interactions ORDER BY time DESC, id DESC LIMIT 1 OFFSET ?", (bound,)
+            "SELECT time, id FROM interactions WHERE partition = ? ORDER BY time DESC, id DESC LIMIT 1 OFFSET ?",
+            (partition, bound),
         )
         if first_out:
-            self._evict("(time, id) <= (?, ?)", first_out[0])
-            self._store.set_state(horizon_time=first_out[0][0], horizon_id=first_out[0][1])
-        surplus = self._store.value("SELECT count(*) FROM waiting") - bound
-        if surplus > 0:
-            expired += self._store.write(
-                """
-                DELETE FROM waiting WHERE (interaction, time, source, label) IN
-                    (SELECT * FROM (SELECT interaction, time, source, label FROM waiting)
-                     ORDER BY time, interaction, source, label LIMIT ?)
-                """,
-                (surplus,),
+            self._evict("partition = ? AND (time, id) <= (?, ?)", (partition, *first_out[0]))
+            self._store.write(
+                "UPDATE partitions SET horizon_time = ?, horizon_id = ? WHERE name = ?", (*first_out[0], partition)
             )
-        return expired
+        surplus = self._store.value("SELECT count(*) FROM waiting WHERE partition = ?", (partition,)) - bound
+        if surplus <= 0:
+            return 0
+        return self._store.write(
+            """
+            DELETE FROM waiting WHERE (interaction, time, source, label) IN
+                (SELECT * FROM (SELECT interaction, time, source, label FROM waiting WHERE partition = ?)
+                 ORDER BY time, interaction, source, label LIMIT ?)
+            """,
+            (partition, surplus),
+        )
 
     def _evict(self, condition: str, values: Sequence[Any]) -> None:
         subjects = self._store.value(
@@ -163,15 +191,18 @@ class Join:
 class _Batch:
     """The rows that some records touch, changed in Python and written back at once."""
 
-    def __init__(
-        self, store: Store, priorities: Priorities, ttl: float, records: Sequence[Interaction | Feedback]
-    ) -> None:
+    def __init__(self, store: Store, priorities: Priorities, ttl: float, arrivals: Sequence[Arrival]) -> None:
         self._store = store
         self._priorities = priorities
         self._ttl = ttl
-        seen: float | None = store.state("watermark")
-        self._watermark = min(record.time for record in records) if seen is None else seen
-        self._horizon = store.rows("SELECT horizon_time, horizon_id FROM state WHERE horizon_id IS NOT NULL")
+        self._watermarks: dict[str, float] = dict(store.rows("SELECT name, watermark FROM partitions"))
+        self._horizons: dict[str, tuple[float, str]] = {
+            name: (time, identifier)
+            for name, time, identifier in store.rows(
+                "SELECT name, horizon_time, horizon_id FROM partitions WHERE horizon_id IS NOT NULL"
+            )
+        }
+        records = [record for _, record in arrivals]
         ids = [record.id if isinstance(record, Interaction) else record.interaction for record in records]
         self._rows: dict[str, Joined] = {}
         for values in store.rows_in(f"SELECT {COLUMNS} FROM interactions WHERE id IN ({{}})", ids):
@@ -179,12 +210,13 @@ class _Batch:
             if row.label is not None and row.label_time is not None:
                 row.before = (row.label, row.label_time)
             self._rows[row.id] = row
-        self._waiting: dict[str, set[tuple[float, str, str]]] = {}
+        self._waiting: dict[str, set[Said]] = {}
         for identifier, *said in store.rows_in(
             "SELECT interaction, time, source, label FROM waiting WHERE interaction IN ({})", ids
         ):
             self._waiting.setdefault(identifier, set()).add((said[0], said[1], said[2]))
-        self._came: set[tuple[str, float, str, str]] = set()
+        self._came: dict[tuple[str, Said], str] = {}
+        """New feedback that waits for its interaction, and its partition."""
         self._matched: list[tuple[str]] = []
         names = {record.subject for record in records if isinstance(record, Interaction) and record.subject is not None}
         self._subjects = {name: priorities.subject(name) for name in names}
@@ -194,37 +226,42 @@ class _Batch:
 
     def run(
         self,
-        records: Sequence[Interaction | Feedback],
+        arrivals: Sequence[Arrival],
         tally: Counter[str],
         reservoir: Reservoir,
         statistics: Statistics,
     ) -> list[Interaction]:
         clashes = []
-        for record in records:
-            self._watermark = max(self._watermark, record.time)
+        for partition, record in arrivals:
+            self._watermarks[partition] = max(record.time, self._watermarks.get(partition, record.time))
             if isinstance(record, Feedback):
-                self._take_feedback(record, tally)
-            elif not self._take_interaction(record, tally):
+                self._take_feedback(partition, record, tally)
+            elif not self._take_interaction(partition, record, tally):
                 clashes.append(record)
-        tally["waiting"] += sum(identifier not in self._rows for identifier, *_ in self._came)
+        tally["waiting"] += sum(identifier not in self._rows for identifier, _ in self._came)
         self._flush(reservoir, statistics)
         return clashes
 
-    def _take_interaction(self, record: Interaction, tally: Counter[str]) -> bool:
+    def _cutoff(self, partition: str) -> float:
+        return self._watermarks[partition] - self._ttl
+
+    def _take_interaction(self, partition: str, record: Interaction, tally: Counter[str]) -> bool:
         known = self._rows.get(record.id)
         if known is not None:
             if known.digest != self._priorities.text(record.text):
                 return False
             tally["repeated"] += 1
             return True
-        past = bool(self._horizon) and (record.time, record.id) <= self._horizon[0]
-        if past or record.time < self._watermark - self._ttl:
+        horizon = self._horizons.get(partition)
+        past = horizon is not None and (record.time, record.id) <= horizon
+        if past or record.time < self._cutoff(partition):
             tally["expired"] += 1
             return True
         subject = self._subjects[record.subject] if record.subject is not None else None
         erased = subject is not None and record.time <= self._erased.get(subject, -float("inf"))
         row = Joined(
             id=record.id,
+            partition=partition,
             time=record.time,
             hash=self._priorities.interaction(record.id),
             digest=self._priorities.text(record.text),
@@ -246,15 +283,14 @@ class _Batch:
                 self._hear(row, said, tally)
         return True
 
-    def _take_feedback(self, record: Feedback, tally: Counter[str]) -> None:
-        cutoff = self._watermark - self._ttl
-        if record.time < cutoff:
+    def _take_feedback(self, partition: str, record: Feedback, tally: Counter[str]) -> None:
+        if record.time < self._cutoff(partition):
             tally["expired"] += 1
             return
         tally["feedback"] += 1
         said = (record.time, record.source, record.label)
         row = self._rows.get(record.interaction)
-        if row is not None and row.time >= cutoff:
+        if row is not None and row.time >= self._cutoff(row.partition):
             self._hear(row, said, tally)
             return
         early = self._waiting.setdefault(record.interaction, set())
@@ -262,9 +298,9 @@ class _Batch:
             tally["repeated"] += 1
         else:
             early.add(said)
-            self._came.add((record.interaction, *said))
+            self._came[record.interaction, said] = partition
 
-    def _hear(self, row: Joined, said: tuple[float, str, str], tally: Counter[str]) -> None:
+    def _hear(self, row: Joined, said: Said, tally: Counter[str]) -> None:
         time, source, label = said
         if row.label is None or row.label_time is None or row.label_source is None:
             current = None
@@ -314,8 +350,12 @@ class _Batch:
         )
         self._store.write_all("DELETE FROM waiting WHERE interaction = ?", self._matched)
         self._store.write_all(
-            "INSERT OR IGNORE INTO waiting (interaction, time, source, label) VALUES (?, ?, ?, ?)",
-            [said for said in self._came if said[0] in self._waiting],
+            "INSERT OR IGNORE INTO waiting (interaction, time, source, label, partition) VALUES (?, ?, ?, ?, ?)",
+            [
+                (identifier, *said, partition)
+                for (identifier, said), partition in self._came.items()
+                if identifier in self._waiting
+            ],
         )
         reservoir.apply(claims)
 

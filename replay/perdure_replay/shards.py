@@ -1,11 +1,8 @@
 """One memory made of shards: of memories that each were fed some partitions of one stream.
 
-It holds what one memory fed with all of it would hold. That is exact where no bound depends on the order of ingestion:
-places and erasures always, joins within the time limit. Where a bound was reached, this holds:
+It holds what one memory fed with all of it would hold, for time limits and bounds on rows are those of each partition.
+Exactly so as long as every interaction's records lie in one partition. Where the number of partitions grew, this holds:
 
-- A shard goes by its own watermark and its own bound on rows, which reach an interaction no sooner than those of one
-  memory of all partitions. What it joined stays joined. What may still be joined is afterwards what the greatest
-  watermark and the bound of the assembled memory leave; of events in the order of their times, that is exact again.
 - Feedback in one shard finds an interaction of another if their times are within the time limit of each other, and one
   assembly sees both before their shards have let go of them; from then on it stays joined. An interaction that two
   shards have is one on the same condition. Of two texts under one id the earlier stays, wherever it was read first.
@@ -26,14 +23,13 @@ from pathlib import Path
 from perdure.errors import StoreCorrupt, UsageError
 from perdure.memory import Assembled
 from perdure_replay.intake import Intake
+from perdure_replay.join import COLUMNS
 from perdure_replay.split import Shard
 from perdure_replay.statistics import FOLDER, PREFIX
 from perdure_replay.store import Store
 
-COPIED = (
-    "id, time, hash, digest, subject, erased, text, predicted, confidence, version, "
-    "label, label_time, label_source, counted, fresh, seen, learned"
-)
+REPLACED = ("interactions", "waiting", "places", "offsets", "partitions", "totals", "shards")
+"""Tables that hold what came from shards, and nothing else."""
 
 
 @contextmanager
@@ -127,9 +123,9 @@ def assemble(shards: Sequence[Shard], intake: Intake) -> Assembled:
         """
     )
     intake.statistics.restart([part_name(shard) for shard in shards if shard.statistics is not None])
-    for table in ("interactions", "waiting", "places", "offsets", "totals", "shards", "quarantine WHERE own = 0"):
+    for table in (*REPLACED, "quarantine WHERE own = 0"):
         store.write(f"DELETE FROM {table}")
-    store.set_state(evicted_subjects=0, rebuild_due=0, watermark=None, quarantine_dropped=store.state("own_dropped"))
+    store.set_state(evicted_subjects=0, rebuild_due=0, quarantine_dropped=store.state("own_dropped"))
     totals: Counter[str] = Counter()
     doubled: set[str] = set()
     for shard in shards:
@@ -137,7 +133,7 @@ def assemble(shards: Sequence[Shard], intake: Intake) -> Assembled:
     totals.update(intake.split.join(shards, before, doubled, intake.join.ttl))
     intake.reservoir.settle()
     late = _erase(shards, intake, known)
-    expired = intake.join.prune()
+    expired = intake.join.prune(name for shard in shards for name in shard.partitions)
     totals["expired"] += expired
     intake.quarantine.prune()
     store.write_all("INSERT INTO totals VALUES (?, ?)", [item for item in totals.items() if item[0] != "waiting"])
@@ -163,15 +159,17 @@ def _copy(shard: Shard, intake: Intake, totals: Counter[str]) -> set[str]:
     store, source = intake.store, shard.store
     doubled: set[str] = set()
     store.write("INSERT INTO shards VALUES (?, ?)", (shard.identity, shard.rebuilt))
-    for rows in source.each(f"SELECT {COPIED} FROM interactions"):
+    for rows in source.each(f"SELECT {COLUMNS} FROM interactions"):
         doubled.update(
             identifier
             for (identifier,) in store.rows_in("SELECT id FROM interactions WHERE id IN ({})", [row[0] for row in rows])
         )
         marks = ",".join("?" * len(rows[0]))
-        store.write_all(f"INSERT OR IGNORE INTO interactions ({COPIED}) VALUES ({marks})", rows)
-    for rows in source.each("SELECT interaction, time, source, label FROM waiting"):
-        store.write_all("INSERT OR IGNORE INTO waiting (interaction, time, source, label) VALUES (?, ?, ?, ?)", rows)
+        store.write_all(f"INSERT OR IGNORE INTO interactions ({COLUMNS}) VALUES ({marks})", rows)
+    for table in ("waiting", "offsets", "partitions"):
+        for rows in source.each(f"SELECT * FROM {table}"):
+            marks = ",".join("?" * len(rows[0]))
+            store.write_all(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)
     for rows in source.each("SELECT key, label, score, time, support FROM places"):
         intake.reservoir.add_places(rows)
     for rows in source.each("SELECT place, hash, interaction, subject, made, time, backs, text FROM provenance"):
@@ -182,12 +180,7 @@ def _copy(shard: Shard, intake: Intake, totals: Counter[str]) -> set[str]:
         store.write_all(
             "INSERT OR IGNORE INTO quarantine (id, time, reason, text, label, subject) VALUES (?, ?, ?, ?, ?, ?)", rows
         )
-    for rows in source.each("SELECT partition, position FROM offsets"):
-        store.write_all("INSERT INTO offsets VALUES (?, ?)", rows)
     totals.update(dict(source.rows("SELECT name, value FROM totals")))
-    watermark = source.state("watermark")
-    if watermark is not None:
-        intake.join.see(watermark)
     store.write("UPDATE state SET quarantine_dropped = quarantine_dropped + ?", (source.state("quarantine_dropped"),))
     return doubled
 
@@ -203,10 +196,8 @@ def _erase(shards: Sequence[Shard], intake: Intake, known: dict[bytes, float]) -
     for one in heard:
         for subject, time in one.items():
             until[subject] = max(time, until.get(subject, time))
-    watermark = join.watermark()
-    if watermark is not None:
-        # Every shard that has heard of an older one may have let go of it by now.
-        until = {subject: time for subject, time in until.items() if time >= watermark - join.ttl}
+    # Every shard that has heard of an older one may have let go of it by now.
+    until = {subject: time for subject, time in until.items() if time >= join.over()}
     store.write_all(
         "INSERT INTO erasures VALUES (?, ?) ON CONFLICT DO UPDATE SET until = max(until, excluded.until)",
         until.items(),

@@ -119,7 +119,7 @@ class MemorySettings(Section):
     join_ttl_hours: Positive = 720.0
     """How long an interaction waits for feedback, and feedback for its interaction; by event time."""
     join_rows: Count = 200_000
-    """Most interactions that wait for, or may still change, their label."""
+    """Most interactions of one partition that wait for, or may still change, their label."""
     half_life_days: Annotated[float, Field(ge=0)] = 0.0
     """Half-life of a sample's priority; 0 means that age does not matter."""
     near_duplicate: Share = 0.97

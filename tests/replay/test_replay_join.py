@@ -87,6 +87,28 @@ def test_the_time_limit_does_not_depend_on_page_borders(world: Any, opened: Open
     assert whole.digest() == cut.digest()
 
 
+def test_a_partition_that_is_read_ahead_makes_no_other_late(world: Any, opened: Open) -> None:
+    """History that is older than the time limit is read partition after partition."""
+    old, new = world.labelled("1", "one", "a"), world.labelled("2", "two", "b", at=40 * HOUR)
+    memory = world.fed(opened(join_ttl_hours=1.0, clock=lambda: world.now + 99 * HOUR), ("0", new), ("1", old))
+    assert {sample.text for sample in memory.samples()} == {"one", "two"}
+    assert memory.counts().totals.expired == 0
+    # An erasure goes to every partition; its copy in one tells nothing of the time in another.
+    world.fed(memory, ("0", [world.erasure("ann", at=90 * HOUR)]), ("1", world.labelled("3", "three", "a", at=HOUR)))
+    world.fed(memory, ("1", [world.interaction("4", "of ann", at=2 * HOUR, subject="ann"), world.feedback("4", "a")]))
+    assert {sample.text for sample in memory.samples()} == {"one", "two", "three"}
+
+
+def test_the_bound_on_rows_is_one_of_each_partition(world: Any, opened: Open) -> None:
+    old, new = (
+        [record for number in range(3) for record in world.labelled(f"{name}{number}", f"{name} {number}", name, at=at)]
+        for name, at in (("a", 0), ("b", 60))
+    )
+    memory = world.fed(opened(join_rows=3), ("0", new), ("1", old))
+    assert len(memory.samples()) == 6
+    assert memory.counts().joinable == 6
+
+
 def test_the_oldest_interactions_leave_and_never_count_twice(world: Any, opened: Open) -> None:
     records = [record for number in range(5) for record in world.labelled(f"{number}", f"t{number}", "a", at=number)]
     memory = opened(records, join_rows=2)

@@ -175,6 +175,31 @@ def test_migrations_lead_from_any_schema_to_the_present_one(
     assert len(memory.samples()) == 1
 
 
+def test_what_waited_before_partitions_had_their_own_time_still_expires(
+    world: Any, opened: Open, tmp_path: Path
+) -> None:
+    (tmp_path / "memory").mkdir()
+    old = sqlite3.connect(tmp_path / "memory" / FILE, isolation_level=None)
+    migrate(old, through=4)
+    old.execute(
+        "INSERT INTO state (only, hash_key, half_life, watermark, horizon_time, horizon_id) VALUES (1, ?, 0, ?, ?, ?)",
+        (bytes(32), world.now, world.now - 9, "0"),
+    )
+    old.execute("UPDATE state SET identity = 'old'")
+    old.execute("INSERT INTO offsets VALUES ('p', 2)")
+    old.execute(
+        "INSERT INTO interactions (id, time, hash, digest, erased, text, confidence, fresh, seen)"
+        " VALUES ('1', ?, x'01', x'02', 0, 'one', 0.5, 1, 0)",
+        (world.now,),
+    )
+    old.execute("INSERT INTO waiting VALUES ('2', ?, 'user', 'a')", (world.now,))
+    old.close()
+    memory = opened(join_ttl_hours=1.0)
+    beyond = memory.ingest(world.page([world.interaction("0", "zero", at=-10)], start=2))
+    later = memory.ingest(world.page([world.interaction("3", "three", at=7200.0)], start=3))
+    assert (beyond.expired, later.expired) == (1, 2)
+
+
 def test_a_broken_migration_leaves_the_old_schema(monkeypatch: pytest.MonkeyPatch) -> None:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     steps = ((1, "CREATE TABLE a (b);"), (2, "CREATE TABLE c (d); CREATE TABLE a (b);"))
