@@ -379,6 +379,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if broker.sasl_ssl:
                 sys.stdout.write(f"user {broker.username}, password in {broker.password_file}, CA {broker.ca_file}\n")
             sys.stdout.flush()
+            if sys.stderr.isatty():
+                sys.stderr.write(f"Kafka runs until Ctrl-C: set stream.url to kafka://{broker.address}\n")
             while broker.pid is not None:
                 time.sleep(0.2)
         sys.stderr.write(f"the broker ended by itself: see {broker.log_file}\n")

@@ -67,6 +67,11 @@ class ShardInflow:
         if not go_on() or memory.turn().stage != "open":
             return IngestCounts()
         snapshots = self._newest()
+        if not snapshots:
+            logger.warning(
+                "there are no shards of this topic in the registry: ingest.shards is on, so start perdure ingest, or "
+                "turn it off"
+            )
         if not snapshots or _offset(snapshots) == dict(memory.offset()):
             return IngestCounts()
         before = asdict(memory.counts().totals)

@@ -76,18 +76,26 @@ def test_fit_makes_version_1_and_fitting_again_changes_nothing(fitted, data):
     assert len(parsed(fitted("versions", "--json"))["versions"]) == 1
 
 
-def test_fit_learns_other_rows_on_top(fitted, tmp_path, sentences):
+@pytest.fixture
+def cards(tmp_path, sentences):
+    """Rows of one label, which `data` has not."""
     path = tmp_path / "more.csv"
     path.write_text("text,label\n" + "".join(f"{text},card\n" for text in sentences("card", 15)), encoding="utf-8")
-    code, _, err = fitted("fit", "--data", str(path))
+    return path
+
+
+def test_a_first_version_needs_two_labels(perdure, cards):
+    code, _, err = perdure("fit", "--data", str(cards))
     assert code == 2
     assert "all 15 rows of" in err
-    assert "have the label 'card': a classifier needs at least two" in err
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(f"{text},refund\n" for text in sentences("refund", 10, seed=1))
-    result = parsed(fitted("fit", "--data", str(path), "--json"))
+    assert "have the label 'card': a first version needs at least two" in err
+
+
+def test_fit_learns_a_new_label_on_top(fitted, cards):
+    result = parsed(fitted("fit", "--data", str(cards), "--json"))
     assert result["champion_before"] == "v000001-head"
-    assert [one["version"] for one in result["candidates"]] == ["v000002-head"]
+    assert [(one["version"], one["outcome"]) for one in result["candidates"]] == [("v000002-head", "promote")]
+    assert parsed(fitted("memory", "--json"))["labels"]["card"] == 15
 
 
 def test_the_label_file_is_kept_to(perdure, data, tmp_path):

@@ -75,6 +75,7 @@ class Ingester:
                     if not busy:
                         self._stop.wait(IDLE_SECONDS)
         finally:
+            _log.info("stops: last snapshots of %d partitions", len(self._held))
             for partition in tuple(self._held):
                 self._hand_over(partition)
             self._membership.close()

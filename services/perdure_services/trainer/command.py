@@ -51,5 +51,7 @@ def train(
             trainer.start()
             logging.getLogger(__name__).info("the trainer watches the stream")
         event = events.get()
+        if not isinstance(event, Future):
+            logging.getLogger(__name__).info("%s: the trainer stops", signal.Signals(event).name)
         trainer.stop()
     raise typer.Exit(event.result() if isinstance(event, Future) else 0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from perdure.commands.options import AsJson, ConfigFile, Overrides, Seed, print_json, stdout
+from perdure.commands.options import AsJson, ConfigFile, Overrides, Seed, print_json, stderr, stdout
 from perdure.config import Settings, load_settings
 from perdure.errors import UsageError
 from perdure.turn import TurnResult
@@ -48,8 +49,9 @@ def fit(
     ]
     settings = load_settings(config, extra)
     rows = read_rows(data, read_labels(labels) if labels else None)
-    _check_labels(data, rows)
-    with open_stream(settings.stream) as stream:
+    _check_labels(data, rows, settings)
+    waits = f"Recording {len(rows):,} rows in {settings.stream.url}"
+    with open_stream(settings.stream) as stream, stderr.status(waits) if stderr.is_terminal else nullcontext():
         stream.append(_records(rows, file_digest(data)))
     if not as_json:
         stdout.print(f"{len(rows):,} rows with {len(label_counts(rows))} labels recorded from {data}.")
@@ -87,13 +89,15 @@ def _report(result: TurnResult, as_json: bool) -> None:
     show_turn(result)
 
 
-def _check_labels(path: Path, rows: tuple[DataRow, ...]) -> None:
+def _check_labels(path: Path, rows: tuple[DataRow, ...], settings: Settings) -> None:
+    """A first version needs two labels; one that is there can learn a third from a file that has nothing else."""
     from perdure.dataset import label_counts
+    from perdure.registry import Registry
 
     found = label_counts(rows)
-    if len(found) < 2:
+    if len(found) < 2 and Registry(settings.registry.url).champion() is None:
         raise UsageError(
-            f"all {len(rows)} rows of {path} have the label {next(iter(found))!r}: a classifier needs at least two"
+            f"all {len(rows)} rows of {path} have the label {next(iter(found))!r}: a first version needs at least two"
         )
 
 
