@@ -369,7 +369,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sasl-ssl", action="store_true", help="ask clients for TLS and a password")
     parser.add_argument("--fetch", action="store_true", help="only bring the broker's files, and leave")
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Also where a shell that started it in the background has told it not to listen.
+        signal.signal(number, signal.default_int_handler)
     try:
         if given.fetch:
             sys.stdout.write(f"{fetch()}\n")
