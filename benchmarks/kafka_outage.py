@@ -1,6 +1,6 @@
 """What people who ask notice of a broker that is away: latencies with it and without it, in one run.
 
-    python benchmarks/kafka_outage.py [--seconds 20] [--pairs 3]
+    python benchmarks/kafka_outage.py [--seconds 20] [--pairs 6]
 
 A real `perdure serve` (all-MiniLM-L6-v2, a version fitted on examples/support_desk, default settings but for one model
 thread) before a real Kafka broker. Requests come at a fixed rate, whether earlier ones are answered or not, and each is
@@ -171,7 +171,7 @@ class Client:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a block (default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=3, help="blocks with the broker (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=6, help="blocks with the broker (default: %(default)s)")
     options = parser.parse_args()
     lines = (EXAMPLE / "eval.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["text"] for line in lines]

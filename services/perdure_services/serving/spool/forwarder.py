@@ -23,7 +23,7 @@ UNDER_WAY = 2
 BATCH_RECORDS = 500
 BATCH_BYTES = 2**20
 
-LINGER_SECONDS = 0.1
+LINGER_SECONDS = 0.5
 """How long a batch waits for company: each request to a broker costs both sides more than the records in it."""
 
 FIRST_RETRY_SECONDS = 0.1
