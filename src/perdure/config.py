@@ -141,11 +141,11 @@ class ModelSettings(Section):
     """Texts embedded at once."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of this process; 0 leaves the choice to torch."""
-    features: Annotated[int, Field(ge=64, le=32768)] = 4096
+    features: Annotated[int, Field(ge=64, le=32768, multiple_of=2)] = 8192
     """Random Fourier features D of the analytic head; its statistics take 4·D² bytes."""
-    bandwidth: Positive = 1.0
+    bandwidth: Positive = 1.4
     """Length scale of the Gaussian kernel on the unit sphere."""
-    ridge: tuple[Positive, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    ridge: tuple[Positive, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     """Ridge penalties to choose from by leave-one-out error."""
 
 
@@ -199,8 +199,9 @@ class LoraSettings(Section):
     """Most new rows that one update trains on; with `replay_rows` it bounds the update's cost."""
     replay_rows: Count = 4000
     """Most remembered rows that one update trains on."""
-    share: Share = 0.5
-    """Weight of the adapted head beside the frozen one, in the mean of their log probabilities."""
+    shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    """Weights of the adapted head in the mean of both heads' log probabilities, to choose from on rows that it has not
+    seen."""
     min_rows: Count = 16
     """Fewer new rows than this are not worth an update."""
 

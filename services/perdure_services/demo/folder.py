@@ -34,6 +34,7 @@ PRODUCT = {
     "memory.per_class": 20,
     # Two passes instead of three: somebody is watching.
     "lora.epochs": 2,
+    "model.features": 4096,
     # Any free port.
     "serving.port": 0,
 }

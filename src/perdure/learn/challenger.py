@@ -5,20 +5,17 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from perdure.config import Settings
 from perdure.errors import VersionDamaged
-from perdure.judge.comparison import LEAST_PROBABILITY
 from perdure.judge.evidence import Evidence, Source
-from perdure.learn.analytic import fit_temperature
+from perdure.learn.blend import fit_blend, unseen_blend
 from perdure.learn.candidate import Candidate
 from perdure.learn.ewc import Anchor
 from perdure.learn.leverage import Leverage, unseen_scores
@@ -140,21 +137,19 @@ class Challenger:
         trained: int,
         replayed: int,
     ) -> Candidate:
+        shares = self._settings.lora.shares
         adapter = Adapter(self._encoder, update.shape, update.weights)
         before = material.encodings(rows.texts)
         embedded = adapter.embeddings(rows.texts, self._settings.model.batch)
-        weights = update.weights[HEAD].float().numpy()
-        adapted = AdaptedHead(
+        trained_head = AdaptedHead(
             adapter=adapter,
             labels=update.labels,
-            weights=weights,
-            temperature=HEAD_SCALE * fit_temperature(HEAD_SCALE * embedded @ weights.T, rows.labels, update.labels),
-            share=self._settings.lora.share,
+            weights=update.weights[HEAD].float().numpy(),
+            temperature=HEAD_SCALE,
+            share=shares[0],
         )
         scores = unseen_scores(champion, leverage, before.features, rows.keys, rows.labels)
-        pooled = champion.with_adapted(name, adapted).combine(scores, embedded)
-        logarithms = np.log(np.maximum(pooled.probabilities, LEAST_PROBABILITY))
-        adapted = replace(adapted, sharpness=fit_temperature(logarithms, rows.labels, pooled.labels))
+        adapted = fit_blend(champion, trained_head, scores, embedded, rows.labels, shares)
         classifier = champion.with_adapted(name, adapted)
         fresh = frozenset(material.fresh().keys)
         sources: list[Source] = ["fresh" if key in fresh else "held_out" for key in rows.keys]
@@ -163,7 +158,7 @@ class Challenger:
             truth=rows.labels,
             source=tuple(sources),
             champion=champion.combine(scores, _fitting(champion, before.adapted)),
-            candidate=classifier.combine(scores, embedded),
+            candidate=unseen_blend(champion, trained_head, scores, embedded, rows.labels, shares),
         )
         metrics = {
             "steps": float(update.steps),
@@ -172,6 +167,7 @@ class Challenger:
             "fisher_samples": float(update.anchor.samples),
             "trained_rows": float(trained),
             "replayed_rows": float(replayed),
+            "share": adapted.share,
         }
         return Candidate("lora", classifier, leverage, evidence, _anchor_file(update.anchor), metrics)
 

@@ -26,9 +26,47 @@ def test_a_seed_names_the_projection_on_every_machine_and_numpy() -> None:
     features = RandomFeatures(3, 6, 0.5, seed=5)
     vectors = np.array([[1.0, 0.0, 0.0], [0.6, -0.8, 0.0]], dtype=np.float32)
     assert (features(vectors) * GRID).astype(int).tolist() == [
-        [1794, 1443, 1020, -1682, -1384, 1166],
-        [1971, -970, 206, 906, 1003, 507],
+        [-1026, 1732, 523, -1772, -1092, -1980],
+        [-390, 906, 1516, 2010, 1837, -1377],
     ]
+
+
+def test_features_are_pairs_of_a_cosine_and_its_sine() -> None:
+    features = RandomFeatures(16, 128, 1.0, seed=3)
+    found = features(unit_vectors(20, 16))
+    assert np.abs(found[:, :64] ** 2 + found[:, 64:] ** 2 - 1).max() < 4 / GRID
+    scaled = found * features.scale
+    assert np.abs((scaled**2).sum(axis=1) - 1).max() < 4 / GRID
+
+
+def test_an_odd_number_of_features_is_refused() -> None:
+    with pytest.raises(ValueError, match="65 is odd"):
+        RandomFeatures(8, 65, 1.0, seed=0)
+
+
+def test_directions_are_as_many_as_wanted_and_orthogonal() -> None:
+    """At a large bandwidth the sine is its angle, so that the sines of the unit vectors are the directions."""
+    wide = 100.0
+    features = RandomFeatures(256, 2 * 300, wide, seed=2)
+    sines = features(np.eye(256, dtype=np.float32) * 10)[:, 300:].T * wide / 10
+    products = sines[:256] @ sines[:256].T / 256
+    assert np.abs(products - np.eye(256)).max() < 0.02
+    # The second block is another one.
+    assert np.abs(sines[256:] @ sines[:256].T / 256).max() < 0.5
+
+
+def test_fewer_features_are_needed_than_with_independent_directions() -> None:
+    vectors = unit_vectors(40, 256)
+    kernel = np.exp(-((vectors[:, None] - vectors[None]) ** 2).sum(axis=2) / 2)
+    ours, independent = [], []
+    for seed in range(5):
+        features = RandomFeatures(256, 512, 1.0, seed)
+        found = features(vectors) * features.scale
+        ours.append(np.square(found @ found.T - kernel).mean())
+        angles = vectors @ np.random.default_rng(seed).normal(size=(256, 256))
+        drawn = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / 16
+        independent.append(np.square(drawn @ drawn.T - kernel).mean())
+    assert np.mean(ours) < 0.7 * np.mean(independent)
 
 
 def test_another_seed_is_another_projection() -> None:

@@ -1,0 +1,122 @@
+"""How much the adapted head counts, and who decides that."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from perdure.learn.blend import HALVES_FROM, fit_blend, unseen_blend
+from perdure.model.adapter import Adapter, AdapterShape, linear_names
+from perdure.model.classifier import AdaptedHead, AnalyticClassifier, shared_features
+from perdure.model.encoder import Encoder
+from perdure.records import Float
+
+LABELS = ("card", "login", "parcel")
+SHARES = (0.1, 0.5, 0.9)
+
+
+@dataclasses.dataclass
+class Opinions:
+    """Two heads; the scores of one and the embeddings of the other are made up by the tests."""
+
+    champion: AnalyticClassifier
+    adapted: AdaptedHead
+
+    def embeddings(self, columns: Float) -> Float:
+        """Embeddings for which the adapted head's logits are `columns`, times its temperature."""
+        return np.pad(columns, ((0, 0), (0, self.adapted.weights.shape[1] - 3))).astype(np.float32)
+
+
+@pytest.fixture
+def opinions(encoder: Encoder) -> Opinions:
+    targets = linear_names(encoder.copy_top())
+    modules = dict(encoder.top.named_modules())
+    weights = {}
+    for name in targets:
+        rows, columns = modules[name].weight.shape
+        weights[f"{name}.A"] = modules[name].weight.new_zeros(2, columns)
+        weights[f"{name}.B"] = modules[name].weight.new_zeros(rows, 2)
+    adapter = Adapter(encoder, AdapterShape(2, 2, encoder.adapted_layers, targets), weights)
+    head = AdaptedHead(adapter, LABELS, np.eye(3, encoder.dim, dtype=np.float32), temperature=1.0, share=0.5)
+    champion = AnalyticClassifier(
+        "v1",
+        encoder,
+        shared_features(encoder.inputs, 64, 1.0, 0),
+        feature_seed=0,
+        bandwidth=1.0,
+        labels=LABELS,
+        weights=np.zeros((64, 3), dtype=np.float32),
+        temperature=1.0,
+        adapted=None,
+        batch=8,
+    )
+    return Opinions(champion, head)
+
+
+def says(truth: list[int], sure: float, wrong: Callable[[int], bool]) -> Float:
+    """Scores that name the true column, or where `wrong` says so the next one."""
+    columns = [(column + wrong(row)) % 3 for row, column in enumerate(truth)]
+    return (sure * np.eye(3)[columns]).astype(np.float32)
+
+
+TRUTH = [row % 3 for row in range(120)]
+NAMES = [LABELS[column] for column in TRUTH]
+
+
+def test_who_is_right_more_often_counts_more(opinions: Opinions) -> None:
+    chosen = {}
+    for frozen, adapted in ((2, 50), (50, 2)):
+        scores = says(TRUTH, 4.0, lambda row, every=frozen: row % every == 0)
+        embeddings = opinions.embeddings(says(TRUTH, 1.0, lambda row, every=adapted: row % every == 1))
+        chosen[frozen] = fit_blend(opinions.champion, opinions.adapted, scores, embeddings, NAMES, SHARES).share
+    assert chosen[2] == 0.9
+    assert chosen[50] < 0.9
+
+
+def test_opinions_that_err_apart_are_both_heard(opinions: Opinions) -> None:
+    scores = says(TRUTH, 4.0, lambda row: row % 5 == 0)
+    embeddings = opinions.embeddings(says(TRUTH, 1.0, lambda row: row % 5 == 2))
+    head = fit_blend(opinions.champion, opinions.adapted, scores, embeddings, NAMES, SHARES)
+    assert head.share == 0.5
+    blended = opinions.champion.with_adapted("v2", head).combine(scores, embeddings).probabilities
+    truth = np.asarray(TRUTH)
+    given = blended[np.arange(120), truth].mean()
+    for share in (0.1, 0.9):
+        other = dataclasses.replace(head, share=share)
+        alone = opinions.champion.with_adapted("v2", other).combine(scores, embeddings).probabilities
+        assert np.log(alone[np.arange(120), truth]).mean() < np.log(blended[np.arange(120), truth]).mean()
+    assert 0.5 < given < 1
+
+
+def test_rows_do_not_choose_how_they_are_answered(opinions: Opinions) -> None:
+    """Even rows say that the frozen head errs, odd ones that the adapted one does: each half is misled by the other."""
+    scores = says(TRUTH, 4.0, lambda row: row % 4 == 0)
+    embeddings = opinions.embeddings(says(TRUTH, 1.0, lambda row: row % 4 == 1))
+    unseen = unseen_blend(opinions.champion, opinions.adapted, scores, embeddings, NAMES, SHARES)
+    seen = fit_blend(opinions.champion, opinions.adapted, scores[::2], embeddings[::2], NAMES[::2], SHARES)
+    own = opinions.champion.with_adapted("v2", seen).combine(scores[::2], embeddings[::2]).probabilities
+    truth = np.asarray(TRUTH)
+    right = unseen.probabilities.argmax(axis=1) == truth
+    assert (own.argmax(axis=1) == truth[::2]).mean() > 0.95
+    assert right.mean() < 0.6
+
+
+def test_a_few_rows_are_not_split(opinions: Opinions) -> None:
+    few = HALVES_FROM - 1
+    scores = says(TRUTH[:few], 4.0, lambda row: row % 4 == 0)
+    embeddings = opinions.embeddings(says(TRUTH[:few], 1.0, lambda row: row % 4 == 1))
+    unseen = unseen_blend(opinions.champion, opinions.adapted, scores, embeddings, NAMES[:few], SHARES)
+    head = fit_blend(opinions.champion, opinions.adapted, scores, embeddings, NAMES[:few], SHARES)
+    whole = opinions.champion.with_adapted("v2", head).combine(scores, embeddings)
+    assert np.array_equal(unseen.probabilities, whole.probabilities)
+
+
+def test_without_rows_the_scale_of_training_stays(opinions: Opinions) -> None:
+    nothing = np.zeros((0, 3), dtype=np.float32)
+    head = fit_blend(opinions.champion, opinions.adapted, nothing, opinions.embeddings(nothing), [], SHARES)
+    assert (head.temperature, head.sharpness) == (1.0, 1.0)
+    unseen = unseen_blend(opinions.champion, opinions.adapted, nothing, opinions.embeddings(nothing), [], SHARES)
+    assert unseen.probabilities.shape == (0, 3)
