@@ -86,7 +86,9 @@ def _json_lines(path: Path, data: bytes) -> Iterator[tuple[int, DataRow]]:
         try:
             fields = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise DataError(str(path), number, f"not UTF-8: {error.reason} at byte {error.start}") from error
+            raise DataError(
+                str(path), number, f"not UTF-8: {error.reason} at byte {error.start}; save the file as UTF-8"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise DataError(str(path), number, f"not JSON: {error}; write one object a line") from error
         yield number, _row(path, number, fields)
@@ -102,7 +104,13 @@ def _csv(path: Path, data: bytes) -> Iterator[tuple[int, DataRow]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     missing = {"text", "label"} - set(reader.fieldnames or ())
     if missing:
-        raise DataError(str(path), 1, f"no column {' nor '.join(sorted(missing))}: the header must name text and label")
+        found = ", ".join(map(repr, reader.fieldnames or ())) or "nothing"
+        raise DataError(
+            str(path),
+            1,
+            f"no column {' nor '.join(sorted(missing))} but {found}: the header must name text and label, with commas "
+            "between the columns",
+        )
     try:
         for fields in reader:
             yield (
@@ -141,8 +149,10 @@ def read_labels(path: Path) -> tuple[str, ...]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the label file {path}: {error}") from error
+    except OSError as error:
+        raise UsageError(f"cannot read the label file {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the label file {path} is not UTF-8 ({error.reason}): save it as UTF-8") from error
     try:
         fields = json.loads(text)
     except ValueError:

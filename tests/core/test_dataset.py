@@ -91,7 +91,7 @@ def test_a_line_that_is_not_utf8_is_named(file):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("text,lable\nx,a\n", "line 1: no column label: the header must name text and label"),
+        ("text,lable\nx,a\n", "line 1: no column label but .text., .lable.: the header must name text and label"),
         ("words,kind\nx,a\n", "line 1: no column label nor text"),
         ("text,label\nx,a\n,b\n", "line 3: field text: Field required"),
         ('text,label\n"x\ny",a\nz\n', "line 4: field label: Field required"),

@@ -98,7 +98,7 @@ class Trainer:
             if not waiting.anything:
                 _log.debug("nothing new to learn from")
                 return
-            _log.info("a turn begins: %d labels wait%s", waiting.labels, ", one goes on" * waiting.interrupted)
+            _log.info("a turn begins; labels that wait: %d%s", waiting.labels, ", one goes on" * waiting.interrupted)
             outcome = self._process.run()
             self._inbox.changed()
         self._tell(outcome)

@@ -92,6 +92,8 @@ def forget(
         print_json(told)
         return
     stdout.print(f"Stream: {removed} entries removed. Memory: {samples} samples removed, {when}.")
+    if not removed and not samples and when == "now":
+        stdout.print(f"Nothing of {subject!r} was found: check the name, if something should have been.")
     stdout.print(f"The analytic head {head}, with the next turn.")
     for one in not_reached:
         stdout.print(f"Not reached: {one}.")

@@ -60,7 +60,7 @@ def test_a_signal_ends_the_turn_and_the_trainer_in_good_order(run, settings_in, 
     assert time.monotonic() - begun < 5
     gone(int(pid.read_text()))
     said = process.stderr.read()
-    assert "a turn begins: 1 labels wait" in said
+    assert "a turn begins; labels that wait: 1" in said
     assert "Traceback" not in said
 
 
