@@ -165,7 +165,7 @@ def test_a_label_file_that_cannot_be_used_is_told(file, text, told):
 def test_a_label_file_that_cannot_be_read_is_told(file, tmp_path):
     with pytest.raises(UsageError, match=r"cannot read the label file .*absent"):
         read_labels(tmp_path / "absent")
-    with pytest.raises(UsageError, match="cannot read the label file"):
+    with pytest.raises(UsageError, match=r"label file .*labels is not UTF-8 .*: save it as UTF-8"):
         read_labels(file("labels", b"\xff"))
 
 
