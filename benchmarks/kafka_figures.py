@@ -264,7 +264,7 @@ def fill(options: argparse.Namespace, topic: str, count: int) -> int:
 
 # ── recording ──
 def recording(options: argparse.Namespace) -> dict[str, Any]:
-    """Both APIs run; one at a time gets load, closed loop, in many short blocks the order changing from pair to pair."""
+    """Both APIs run; one at a time gets load, closed loop, in short blocks whose order changes from pair to pair."""
     folder = (options.out / "recording").resolve()
     folder.mkdir(parents=True)
     data = HERE.parent / "examples" / "support_desk" / "stream.jsonl"
