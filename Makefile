@@ -10,10 +10,10 @@ export DO_NOT_TRACK = 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock bench bench-kafka kafka kafka-files test-faults clean
+.PHONY: help setup demo test check format lock bench bench-continual bench-kafka kafka kafka-files test-faults clean
 
 help:  ## Say what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## Install everything into .venv, as locked
 
@@ -54,6 +54,9 @@ kafka: setup  ## A Kafka broker on 127.0.0.1:9092, until Ctrl-C (Java 17 and Mav
 
 kafka-files: setup  ## Bring what the broker of the tests runs from, once
 	@$(BIN)/python deploy/kafka/broker.py --fetch
+
+bench-continual: setup  ## Perdure beside the methods that people try first; hours (ARGS=--quick: ten minutes)
+	$(BIN)/python benchmarks/continual.py $(ARGS)
 
 bench-kafka: setup kafka-files  ## What recording, sending, catching up and an outage cost, beside a real broker
 	$(BIN)/python benchmarks/kafka_figures.py $(ARGS)

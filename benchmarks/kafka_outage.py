@@ -34,9 +34,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from backtest_clinc import processor
 from prometheus_client.parser import text_string_to_metric_families
 
+from backtest_clinc import processor
 from perdure.config import Settings, StreamSettings
 from perdure.memory import ingest, open_memory
 from perdure.stream.kafka import KafkaStream
