@@ -220,7 +220,6 @@ class _Network:
         """
         known = champion.labels if champion else ()
         rows = [row for row, label in enumerate(self._data.labels) if label not in known]
-        rows.sort(key=lambda row: len(self.tokens[row]))
         total = torch.zeros(len(self.labels), self._encoder.dim)
         with torch.no_grad():
             for start in range(0, len(rows), 64):
