@@ -12,6 +12,7 @@ from perdure.errors import StoreCorrupt
 from perdure.learn.analytic import HeadLearner
 from perdure.memory import Memory
 from perdure.model.encoder import Encoder
+from perdure.model.features import KIND
 from perdure.model.head import Statistics
 
 logger = logging.getLogger(__name__)
@@ -81,5 +82,12 @@ class Absorber:
     def _space(self) -> str:
         """The end of a statistics file's name: sums of other features than these must not be added to."""
         model = self._settings.model
-        drawn = (self._encoder.fingerprint, model.max_tokens, model.features, model.bandwidth, self._settings.seed)
+        drawn = (
+            self._encoder.fingerprint,
+            model.max_tokens,
+            KIND,
+            model.features,
+            model.bandwidth,
+            self._settings.seed,
+        )
         return f"{hashlib.sha256(repr(drawn).encode()).hexdigest()[:12]}.safetensors"

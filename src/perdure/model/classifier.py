@@ -19,7 +19,7 @@ from perdure.errors import VersionDamaged
 from perdure.model.adapter import Adapter, AdapterShape
 from perdure.model.base import Classifier, Scores
 from perdure.model.encoder import Encoder, load_encoder
-from perdure.model.features import RandomFeatures
+from perdure.model.features import KIND, RandomFeatures
 from perdure.records import Float
 
 MODEL_FILE = "model.json"
@@ -193,6 +193,7 @@ class AnalyticClassifier(Classifier):
                 "adapted_layers": self.encoder.adapted_layers,
             },
             "features": {
+                "kind": KIND,
                 "count": self.features.features,
                 "bandwidth": self._bandwidth,
                 "seed": self._feature_seed,
@@ -267,6 +268,7 @@ def load_classifier(folder: Path, version: str, *, batch: int, encoder: str | No
         wanted, drawn = description["encoder"], description["features"]
         name, fingerprint = str(wanted["name"]), str(wanted["fingerprint"])
         max_tokens, adapted_layers = int(wanted["max_tokens"]), int(wanted["adapted_layers"])
+        kind = drawn.get("kind")
         count, bandwidth, seed = int(drawn["count"]), float(drawn["bandwidth"]), int(drawn["seed"])
         labels = tuple(description["labels"])
         temperature = float(description["temperature"])
@@ -279,6 +281,11 @@ def load_classifier(folder: Path, version: str, *, batch: int, encoder: str | No
         raise VersionDamaged(
             f"version {version} was made with encoder {name!r} {fingerprint[:12]}, but the one "
             f"found here is {base.fingerprint[:12]}: install the same weights, or fit a first version anew"
+        )
+    if kind != KIND:
+        raise VersionDamaged(
+            f"version {version} was made with random features of the kind {kind!r}, but this release draws {KIND!r}: "
+            "set registry.url to a new place and fit a first version"
         )
     features = shared_features(base.inputs, count, bandwidth, seed)
     if weights.shape != (features.features, len(labels)):

@@ -15,6 +15,9 @@ last bit."""
 BLOCK = 256
 """Rows of the blocks in which features are computed where they must not depend on their company."""
 
+KIND = "orthogonal"
+"""Names how the projection is drawn: weights and sums that were made with another kind are worth nothing here."""
+
 ROUNDS = 3
 """Sign flips and Hadamard transforms in one projection."""
 

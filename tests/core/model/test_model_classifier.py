@@ -243,6 +243,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no labels": lambda fields: fields.pop("labels"),
     "a label less": lambda fields: fields["labels"].pop(),
     "no seed": lambda fields: fields["features"].pop("seed"),
+    "features of before": lambda fields: fields["features"].pop("kind"),
     "more features": lambda fields: fields["features"].update(count=128),
     "count is no number": lambda fields: fields["features"].update(count=None),
     "encoder is text": lambda fields: fields.update(encoder="all-MiniLM-L6-v2"),
