@@ -29,6 +29,7 @@ import torch
 
 import perdure
 import perdure_replay
+from backtest_clinc import processor
 from contestants.backbone import Backbone
 from contestants.base import Context, Order
 from contestants.child import Task
@@ -259,15 +260,6 @@ def commit() -> str | None:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def processor() -> str:
-    """The processor's name, as the system gives it."""
-    try:
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in told if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

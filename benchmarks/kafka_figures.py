@@ -33,6 +33,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from backtest_clinc import processor
 from perdure.records import Feedback, Interaction, new_id
 from perdure.stream.payload import Payload, payloads
 
@@ -421,12 +422,10 @@ def broker(options: argparse.Namespace) -> Iterator[str]:
 
 def setup() -> dict[str, Any]:
     """What the figures were taken with."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
     return {
         "command": "python benchmarks/kafka_figures.py",
         "cores": os.cpu_count(),
-        "processor": processor,
+        "processor": processor(),
         "python": platform.python_version(),
         "broker": "one node of deploy/kafka on the same cores",
         **{name: version(name) for name in ("perdure", "kafka-python", "crc32c", "torch")},
