@@ -175,6 +175,7 @@ def test_an_outage_is_waited_out_logged_once_and_counted(spool, remote, start, u
 
 
 def test_an_outage_is_asked_after_less_and_less_often(spool, remote, start, monkeypatch):
+    monkeypatch.setattr(module, "LINGER_SECONDS", 0.0)
     monkeypatch.setattr(module, "FIRST_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(module, "MAX_RETRY_SECONDS", 5.0)
     remote.fail_with(StreamError("away"))
