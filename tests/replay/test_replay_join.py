@@ -109,6 +109,21 @@ def test_the_bound_on_rows_is_one_of_each_partition(world: Any, opened: Open) ->
     assert memory.counts().joinable == 6
 
 
+def test_an_erasure_stands_until_time_has_passed_in_every_partition(world: Any, opened: Open) -> None:
+    memory = opened(join_ttl_hours=1.0, clock=lambda: world.now + 99 * HOUR)
+    world.fed(memory, ("0", [world.erasure("ann", at=2 * HOUR)]), ("1", [world.erasure("ann", at=2 * HOUR)]))
+    world.fed(memory, ("0", world.labelled("1", "one", "a", at=90 * HOUR)))
+    late = [world.interaction("2", "of ann", at=1.5 * HOUR, subject="ann"), world.feedback("2", "a", at=1.6 * HOUR)]
+    world.fed(memory, ("1", late))
+    assert {sample.text for sample in memory.samples()} == {"one"}
+
+
+def test_the_bound_on_waiting_labels_is_one_of_each_partition(world: Any, opened: Open) -> None:
+    first, second = ([world.feedback(f"{name}{number}", "x") for number in range(3)] for name in "ab")
+    memory = world.fed(opened(join_rows=3), ("0", first), ("1", second))
+    assert memory.counts().waiting_feedback == 6
+
+
 def test_the_oldest_interactions_leave_and_never_count_twice(world: Any, opened: Open) -> None:
     records = [record for number in range(5) for record in world.labelled(f"{number}", f"t{number}", "a", at=number)]
     memory = opened(records, join_rows=2)
