@@ -97,8 +97,10 @@ class Loop:
                 return TurnResult(number, serving, serving, note="nothing new", ingested=asdict(ingested))
         state, champion = self._freeze()
         self._stage("statistics")
-        statistics = self._absorber.absorb(self._memory)
-        material, drift, trial = self._gate(state, champion)
+        adapter = champion.adapted.adapter if champion and champion.adapted else None
+        encodings = Encodings(self._encoder, adapter, self._settings.model.batch)
+        statistics = self._absorber.absorb(self._memory, encodings)
+        material, drift, trial = self._gate(state, champion, encodings)
         judged: list[CandidateResult] = []
         promotion = state.promotion
         for kind, learn in (("head", self._update_head), ("lora", self._update_lora)):
@@ -176,11 +178,9 @@ class Loop:
 
     # ── gate ──
     def _gate(
-        self, state: TurnState, champion: AnalyticClassifier | None
+        self, state: TurnState, champion: AnalyticClassifier | None, encodings: Encodings
     ) -> tuple[Material, DriftSummary | None, Trial]:
         rows, samples = self._memory.rows(), self._memory.samples()
-        adapter = champion.adapted.adapter if champion and champion.adapted else None
-        encodings = Encodings(self._encoder, adapter, self._settings.model.batch)
         material = Material(state.number, rows, samples, Gated(()), encodings)
         self._stage("remember")
         if champion is not None:

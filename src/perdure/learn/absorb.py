@@ -10,6 +10,7 @@ from pathlib import Path
 from perdure.config import Settings
 from perdure.errors import StoreCorrupt
 from perdure.learn.analytic import HeadLearner
+from perdure.learn.material import Encodings
 from perdure.memory import Memory
 from perdure.model.encoder import Encoder
 from perdure.model.features import KIND
@@ -19,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 DELTA_PAGE = 100_000
 """Label changes that one pass over the head's statistics takes in."""
+
+KEPT_ROWS = 20_000
+"""Texts whose features are kept for the rest of a turn; for MiniLM that is 200 MB."""
 
 
 class Absorber:
@@ -43,8 +47,14 @@ class Absorber:
         self._settings = settings
         self._stage = stage
 
-    def absorb(self, memory: Memory) -> Statistics:
-        """The statistics of all labels that memory has ever joined; memory points to a file with them."""
+    def absorb(self, memory: Memory, encodings: Encodings | None = None) -> Statistics:
+        """The statistics of all labels that memory has ever joined; memory points to a file with them.
+
+        Args:
+            memory: open for writing.
+            encodings: of a turn that goes on with the same texts: what they hold is not encoded anew. A page of more
+                than `KEPT_ROWS` is not put there.
+        """
         if memory.rebuild_due:
             logger.warning("a person's data was in the head only as sums: the head is rebuilt from memory")
             memory.rebuild_statistics()
@@ -53,7 +63,10 @@ class Absorber:
         while deltas := memory.deltas(DELTA_PAGE):
             texts = list(dict.fromkeys(delta.text for delta in deltas))
             place = {text: row for row, text in enumerate(texts)}
-            features = self._encoder.features(texts, self._settings.model.batch)
+            if encodings is not None and len(texts) <= KEPT_ROWS:
+                features = encodings(texts).features
+            else:
+                features = self._encoder.features(texts, self._settings.model.batch)
             self._head.absorb(statistics, deltas, features[[place[delta.text] for delta in deltas]])
             through = deltas[-1].sequence
             new = f"head-{through:012d}-{space}"

@@ -18,7 +18,7 @@ from perdure.memory import Delta
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier, shared_features
 from perdure.model.encoder import Encoder
 from perdure.model.features import RandomFeatures
-from perdure.model.head import Statistics, choose_ridge, leave_one_out
+from perdure.model.head import Solution, Statistics, choose_ridge, leave_one_out
 from perdure.records import Float, is_held_out
 
 logger = logging.getLogger(__name__)
@@ -98,9 +98,15 @@ class HeadLearner:
         features = self.features(encoded.features)
         some = np.random.default_rng(self._settings.seed + material.turn).permutation(len(rows))[:RIDGE_ROWS]
         solution = choose_ridge(
-            statistics, labels, features[some], [rows.labels[row] for row in some], self._settings.model.ridge
+            statistics,
+            labels,
+            features[some],
+            [rows.labels[row] for row in some],
+            self._settings.model.ridge,
+            start=champion_leverage.ridge if champion_leverage else None,
+            upwards=material.turn % 2 == 0,
         )
-        leverage = Leverage(dict(zip(rows.keys, solution.leverage(features).tolist(), strict=True)))
+        leverage = self._leverage(solution, rows, features, material)
         unseen = leave_one_out(solution.scores(features), leverage(rows.keys), rows.labels, labels)
         adapted = logits = None
         if champion is not None and champion.adapted is not None and encoded.adapted is not None:
@@ -139,11 +145,21 @@ class HeadLearner:
         return Candidate(
             kind="first" if champion is None else "head",
             classifier=classifier,
-            leverage=leverage.restricted([sample.key for sample in material.samples]),
+            leverage=leverage,
             evidence=evidence,
             extra=carried,
             metrics={"ridge": solution.ridge, "temperature": classifier.temperature, "rows": float(statistics.rows)},
         )
+
+    def _leverage(self, solution: Solution, rows: Labelled, features: Float, material: Material) -> Leverage:
+        """Of `rows`, and of what is in quarantine: that is no evidence now, but memory may ask about it later."""
+        labelled, barred = material.labelled(), material.doubtful()
+        doubtful = labelled.where([key in barred for key in labelled.keys])
+        found = dict(zip(rows.keys, solution.leverage(features).tolist(), strict=True))
+        if len(doubtful):
+            more = solution.leverage(self.features(material.encodings(doubtful.texts).features))
+            found.update(zip(doubtful.keys, more.tolist(), strict=True))
+        return Leverage(found, solution.ridge)
 
 
 def imprinted(head: AdaptedHead, rows: Labelled, embeddings: Float) -> AdaptedHead:

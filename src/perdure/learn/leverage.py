@@ -1,7 +1,7 @@
 """Which rows a head was fitted to, and how much each of them pulled.
 
-With it a version can be asked, at any later time, what it would have said of a remembered row without that row: so all
-of memory is evidence, for the champion as for its challenger.
+With it a version can be asked, at any later time, what it would have said of a row without that row: so all of memory,
+and all rows of the turn that made the version, are evidence, for the champion as for its challenger.
 """
 
 from __future__ import annotations
@@ -27,20 +27,19 @@ class Leverage:
     """Leverages by `sample_key`; a row that is not in here was not seen."""
 
     of: Mapping[str, float]
+    ridge: float | None = None
+    """The penalty λ of the solution whose leverages these are."""
 
     def __call__(self, keys: Sequence[str]) -> Double:
         """n leverages; 0 for rows not seen."""
         return np.asarray([self.of.get(key, 0.0) for key in keys], dtype=np.float64)
 
-    def restricted(self, keys: Sequence[str]) -> Leverage:
-        """Those of `keys` alone."""
-        return Leverage({key: self.of[key] for key in keys if key in self.of})
-
     def files(self) -> dict[str, bytes]:
         keys = sorted(self.of)
         packed = np.frombuffer(bytes.fromhex("".join(keys)), dtype=np.uint8).reshape(len(keys), 16)
         values = np.asarray([self.of[key] for key in keys], dtype=np.float32)
-        return {LEVERAGE_FILE: save({"keys": packed.copy(), "leverage": values})}
+        ridge = np.asarray([] if self.ridge is None else [self.ridge])
+        return {LEVERAGE_FILE: save({"keys": packed.copy(), "leverage": values, "ridge": ridge})}
 
     @classmethod
     def load(cls, folder: Path) -> Leverage:
@@ -52,7 +51,8 @@ class Leverage:
         try:
             tensors = load_file(folder / LEVERAGE_FILE)
             keys = (row.tobytes().hex() for row in tensors["keys"])
-            return cls({key: float(value) for key, value in zip(keys, tensors["leverage"], strict=True)})
+            of = {key: float(value) for key, value in zip(keys, tensors["leverage"], strict=True)}
+            return cls(of, next(iter(tensors["ridge"].tolist()), None))
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise VersionDamaged(f"leverages cannot be read from {folder}: {error}") from error
 

@@ -100,9 +100,12 @@ class Material:
 
     def fresh(self) -> Labelled:
         """Labelled rows of this turn, but for those in quarantine."""
-        doubtful = self.doubtful()
-        rows = Labelled.of([(row.text, row.label) for row in self.rows if row.label is not None])
+        doubtful, rows = self.doubtful(), self.labelled()
         return rows.where([key not in doubtful for key in rows.keys])
+
+    def labelled(self) -> Labelled:
+        """Labelled rows of this turn, those in quarantine among them."""
+        return Labelled.of([(row.text, row.label) for row in self.rows if row.label is not None])
 
     def doubtful(self) -> frozenset[str]:
         """Keys of the samples that came with rows which went into quarantine in this turn."""

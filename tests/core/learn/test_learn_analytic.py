@@ -264,7 +264,10 @@ def test_doubtful_rows_are_learned_by_the_head_but_are_no_evidence(
     candidate = learner.candidate(statistics, classes(*LABELS), material, None, None, {}, "v1")
     assert candidate.metrics["rows"] == 18
     assert pairs[0][0] not in candidate.evidence.texts
-    assert sample_key(pairs[0][1], pairs[0][0]) not in candidate.leverage.of
+    features = candidate.classifier.features(encoder.features([pairs[0][0]], 16))
+    pull = solve(statistics, LABELS, candidate.metrics["ridge"]).leverage(features)
+    assert candidate.leverage([sample_key(pairs[0][1], pairs[0][0])]) == pytest.approx(pull)
+    assert pull > 0.01
 
 
 @pytest.mark.parametrize("labels", [(), ("card",)])

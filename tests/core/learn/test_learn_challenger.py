@@ -42,9 +42,14 @@ class Turns:
     updates: list[Update] = dataclasses.field(default_factory=list)
 
     def head(
-        self, pairs: Pairs, champion: AnalyticClassifier | None = None, past: Pairs = (), name: str = "v1"
+        self,
+        pairs: Pairs,
+        champion: AnalyticClassifier | None = None,
+        past: Pairs = (),
+        name: str = "v1",
+        samples: Sequence[Sample] | None = None,
     ) -> Candidate:
-        """A head that has absorbed both `past` and `pairs`."""
+        """A head that has absorbed both `past` and `pairs`; memory holds both, or `samples` alone."""
         learner = HeadLearner(self.encoder, self.settings)
         statistics, everything = Statistics(self.settings.model.features), [*past, *pairs]
         features = self.encoder.features([text for text, _ in everything], 16)
@@ -53,7 +58,9 @@ class Turns:
         return learner.candidate(
             statistics,
             classes,
-            self.material(pairs, past, champion),
+            self.material(pairs, past, champion)
+            if samples is None
+            else dataclasses.replace(self.material(pairs, past, champion), samples=tuple(samples)),
             champion,
             Leverage.load(self.at(champion.version)) if champion else None,
             carried_files(self.at(champion.version)) if champion else {},
@@ -159,6 +166,21 @@ def test_evidence_shows_the_head_without_its_row_on_both_sides(turns: Turns, req
         evidence.candidate.probabilities, classifier.combine(scores, embeddings).probabilities, atol=1e-4
     )
     assert np.abs(champion.scores(evidence.texts).probabilities - evidence.champion.probabilities).max() > 1e-3
+
+
+def test_the_head_has_not_seen_fresh_rows_that_memory_did_not_take(turns: Turns, requests: Requests) -> None:
+    past, now = requests(LABELS, 16), requests(LABELS, 12, skip=16)
+    full = turns.material(now, past)
+    bounded = dataclasses.replace(full, samples=full.samples[: len(past)])
+    learned = turns.head(now, past=past, samples=bounded.samples)
+    champion = turns.keep(learned)
+    candidate = turns.lora(bounded, champion, Leverage.load(turns.at(champion.version)))
+    assert candidate is not None
+    assert candidate.evidence.champion is not None
+    fresh = [row for row, source in enumerate(candidate.evidence.source) if source == "fresh"]
+    texts = [candidate.evidence.texts[row] for row in fresh]
+    seen = champion.scores(texts).probabilities
+    assert (np.abs(candidate.evidence.champion.probabilities[fresh] - seen).max(axis=1) > 1e-3).all()
 
 
 def test_what_the_gate_lets_through_is_learned(turns: Turns, material_of: MaterialOf, requests: Requests) -> None:

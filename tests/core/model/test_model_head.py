@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from perdure.errors import StoreCorrupt
+from perdure.model import head
 from perdure.model.features import RandomFeatures
-from perdure.model.head import Statistics, choose_ridge, leave_one_out, solve
+from perdure.model.head import Solution, Statistics, choose_ridge, leave_one_out, solve
 
 D = 64
 LABELS = ("card", "login", "parcel")
@@ -51,7 +53,7 @@ def test_statistics_are_the_sums_over_rows(rows: Rows) -> None:
     features, labels = rows
     statistics = statistics_of(rows)
     exact = features.astype(np.float64)
-    assert np.array_equal(statistics.gram, exact.T @ exact)
+    assert np.array_equal(statistics.gram, np.tril(exact.T @ exact))
     assert set(statistics.sums) == set(LABELS)
     for label in LABELS:
         mine = exact[[one == label for one in labels]]
@@ -245,8 +247,33 @@ def test_the_ridge_with_the_least_leave_one_out_error_is_chosen(rows: Rows) -> N
     assert choose_ridge(statistics_of(rows), LABELS, features, labels, ridges[::-1]).ridge == best
 
 
+@pytest.mark.parametrize(
+    ("start", "upwards", "found"),
+    [(1e-6, True, 0.03), (0.02, True, 0.03), (0.02, False, 0.03), (300.0, False, 0.03), (300.0, True, 300.0)],
+)
+def test_from_a_start_the_walk_goes_one_way(rows: Rows, start: float, upwards: bool, found: float) -> None:
+    features, labels = rows
+    ridges = (1e-6, 0.03, 1.0, 300.0)
+    chosen = choose_ridge(statistics_of(rows), LABELS, features, labels, ridges, start=start, upwards=upwards)
+    assert chosen.ridge == found
+
+
+def test_a_walk_from_a_start_solves_twice_where_it_stays(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = rows
+    tried: list[float] = []
+
+    def counted(statistics: Statistics, names: Sequence[str], ridge: float) -> Solution:
+        tried.append(ridge)
+        return solve(statistics, names, ridge)
+
+    monkeypatch.setattr(head, "solve", counted)
+    choose_ridge(statistics_of(rows), LABELS, features, labels, (1e-6, 0.03, 1.0, 300.0), start=0.03)
+    assert tried == [0.03, 1e-6]
+
+
 def test_without_a_choice_or_rows_the_middle_ridge_is_taken(rows: Rows) -> None:
     features, labels = rows
     statistics = statistics_of(rows)
     assert choose_ridge(statistics, LABELS, features, labels, (0.3,)).ridge == 0.3
     assert choose_ridge(statistics, LABELS, features[:0], [], (0.01, 0.1, 1.0)).ridge == 0.1
+    assert choose_ridge(statistics, LABELS, features[:0], [], (0.01, 0.1, 1.0), start=2.0).ridge == 1.0
