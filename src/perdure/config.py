@@ -152,6 +152,8 @@ class ModelSettings(Section):
 class GateSettings(Section):
     """What is worth learning from."""
 
+    enabled: bool = True
+    """Choose among the rows of a turn; without it every labelled row is learned from, and no other."""
     known: Share = 0.95
     """A labelled sample that the champion gets right with at least this confidence teaches nothing: skip."""
     confident: Share = 0.9

@@ -66,12 +66,15 @@ def gate(
         classes: labels that are classes, with the turn in which they became one.
         turn: the number of this turn.
         drifting: a drift alarm is on: no pseudo-labels.
-        settings: thresholds.
+        settings: thresholds, and whether there is a choice at all.
     """
     answers = scores.predictions() if scores is not None and len(rows) else ()
     known = frozenset(scores.labels) if scores is not None else frozenset()
     decisions: list[Decision] = []
     for index, row in enumerate(rows):
+        if not settings.enabled:
+            decisions.append(_ungated(row, classes))
+            continue
         if scores is None:
             decisions.append(_before_the_first(row, classes))
             continue
@@ -86,6 +89,14 @@ def gate(
         else:
             decisions.append(_labelled(row, row.label, answer.label, answer.confidence, near, known, classes, settings))
     return Gated(_cap_pseudo(decisions, settings.pseudo_share))
+
+
+def _ungated(row: Row, classes: Mapping[str, int]) -> Decision:
+    if row.label is None:
+        return Decision(row, "ignore", None, "nobody has labelled it, and the gate is off")
+    if row.label not in classes:
+        return Decision(row, "ignore", None, f"{row.label!r} has too few examples to be a class")
+    return Decision(row, "learn", row.label, "the gate is off")
 
 
 def _before_the_first(row: Row, classes: Mapping[str, int]) -> Decision:

@@ -202,6 +202,35 @@ def test_pseudo_labels_are_a_share_of_what_is_learned_from(share: float, learned
     assert gated.counts() == {"learn": learned, "skip": 0, "quarantine": 0, "pseudo": kept, "ignore": 10 - kept}
 
 
+# ── without it ──
+@pytest.mark.parametrize(
+    ("label", "answer", "votes", "gated"),
+    [
+        ("card", ("card", 0.96), [], "skip"),
+        ("card", ("login", 0.95), ["login"] * 5, "quarantine"),
+        ("parcel", ("login", 0.99), [], "learn"),
+        ("rare", ("login", 0.99), [], "ignore"),
+        (None, ("login", 0.97), ["login"] * 5, "pseudo"),
+    ],
+)
+def test_without_the_gate_every_label_of_a_class_is_learned_and_nothing_else(
+    label: str | None, answer: tuple[str, float], votes: list[str], gated: str
+) -> None:
+    assert decide(row(label), answer, votes, pseudo_share=1.0).action == gated
+    found = decide(row(label), answer, votes, pseudo_share=1.0, enabled=False)
+    learned = label if label in CLASSES else None
+    assert (found.action, found.label) == ("learn" if learned else "ignore", learned)
+    if label is None:
+        assert found.reason == "nobody has labelled it, and the gate is off"
+
+
+def test_a_first_version_needs_no_gate() -> None:
+    rows = [row("card"), row("rare"), row(None)]
+    settings = GateSettings(enabled=False)
+    found = gate(rows, None, None, classes=CLASSES, turn=1, drifting=False, settings=settings)
+    assert [one.action for one in found.decisions] == ["learn", "ignore", "ignore"]
+
+
 # ── all of them ──
 def test_decisions_come_in_the_order_of_the_rows() -> None:
     rows = [row("card", name="b"), row("parcel", name="a"), row(None, name="c")]
