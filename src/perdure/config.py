@@ -199,8 +199,8 @@ class LoraSettings(Section):
     """Weight of the cross-entropy to the champion's answers on the labels it knows."""
     fresh_rows: Count = 2000
     """Most new rows that one update trains on; with `replay_rows` it bounds the update's cost."""
-    replay_rows: Count = 4000
-    """Most remembered rows that one update trains on."""
+    replay_rows: Annotated[int, Field(ge=0)] = 4000
+    """Most remembered rows that one update trains on; 0 switches replay off."""
     shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
     """Weights of the adapted head in the mean of both heads' log probabilities, to choose from on rows that it has not
     seen."""

@@ -106,6 +106,8 @@ class Challenger:
     def _replay(
         self, material: Material, champion: AnalyticClassifier, representatives: Representatives, barred: frozenset[str]
     ) -> Labelled:
+        if not self._settings.lora.replay_rows:
+            return Labelled.of([])
         counts = Counter(sample.label for sample in material.samples if not sample.held_out)
         labels = [label for label in champion.labels if counts.get(label)]
         each = max(1, self._settings.lora.replay_rows // max(1, len(labels)))

@@ -223,6 +223,18 @@ def test_the_cost_of_an_update_is_bounded(turns: Turns, requests: Requests) -> N
     assert Counter(data.labels[data.fresh :]) == dict.fromkeys(LABELS, 2)
 
 
+def test_without_replay_an_update_trains_on_what_is_new_alone(turns: Turns, requests: Requests) -> None:
+    past, now = requests(LABELS, 20), requests(LABELS[:2], 20, skip=20)
+    first = turns.head(past)
+    candidate = turns.lora(turns.material(now, past), turns.keep(first), first.leverage, replay_rows=0)
+    assert candidate is not None
+    ((data, _),) = turns.given
+    assert len(data.texts) == data.fresh > 0
+    assert set(data.labels) == set(LABELS[:2])
+    assert candidate.metrics["replayed_rows"] == 0
+    assert set(candidate.evidence.truth) == set(LABELS), "what is judged by may not shrink with what is replayed"
+
+
 @pytest.mark.parametrize(("rows", "made"), [(11, True), (12, False)])
 def test_too_few_rows_to_learn_from_make_no_candidate(turns: Turns, requests: Requests, rows: int, made: bool) -> None:
     past = requests(LABELS, 10)
