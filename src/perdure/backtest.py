@@ -1,7 +1,8 @@
 """The loop over a recorded stream, as fast as it goes.
 
 Rows of a session arrive: the champion predicts them, prediction and label are recorded, one turn runs, and the champion
-of then is evaluated on the evaluation rows whose session has come. The loop never sees those.
+of then is evaluated on the evaluation rows whose session has come. The loop never sees those. A label may arrive some
+sessions after its row; a session that brings labels alone is evaluated on what has come before.
 
 Everything lives in the output folder, so that a backtest that was killed goes on where it was, with the same figures.
 """
@@ -19,18 +20,18 @@ from typing import Any
 
 import numpy as np
 
+from perdure.backtest_arrivals import Recording, SessionArrivals, arrivals_of
+from perdure.backtest_predictions import PredictionLog
 from perdure.config import Settings
-from perdure.dataset import DataRow, event_id, file_digest, read_rows
+from perdure.dataset import DataRow, file_digest, read_rows
 from perdure.errors import UsageError
 from perdure.loop import Loop
 from perdure.memory import MemoryCounts, open_memory
 from perdure.model.base import Scores
 from perdure.model.classifier import AnalyticClassifier, load_classifier
-from perdure.records import Feedback, Interaction, Record
 from perdure.registry import Registry
 from perdure.scores import session_scores
-from perdure.stream import Stream, open_stream
-from perdure.stream.partition import FIRST
+from perdure.stream import open_stream
 from perdure.turn import TurnResult
 
 logger = logging.getLogger(__name__)
@@ -39,9 +40,6 @@ PROGRESS_FILE = "sessions.jsonl"
 METRICS_FILE = "metrics.json"
 PLACES = ("stream.url", "registry.url", "memory.path")
 """Settings that say where the state lies: inside the output folder, whatever that is called."""
-
-ROW_SECONDS = 1.0
-"""Event time between two rows that have none of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +60,9 @@ class SessionResult:
     version: str | None
     turn: Mapping[str, Any]
     cpu_seconds: float
+    """Of all that the session took, predictions on arrival and evaluation included; so is `wall_seconds`."""
+    learn_cpu_seconds: float
+    """Of its turn alone."""
     wall_seconds: float
     learned: int
     skipped: int
@@ -76,9 +77,17 @@ class Backtest:
     memory: MemoryCounts
     settings: Settings
 
+    def evaluated(self) -> tuple[int, ...]:
+        """For each entry of `accuracies`, the place in `sessions` of the session whose rows it is about.
+
+        A session that brings labels alone has none.
+        """
+        counts = [0, *(len(one.accuracies) for one in self.sessions)]
+        return tuple(place for place in range(len(self.sessions)) if counts[place + 1] > counts[place])
+
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds."""
-        scores = session_scores([one.accuracies for one in self.sessions])
+        scores = session_scores([one.accuracies for one in self.sessions], self.evaluated())
         last = self.sessions[-1]
         return {
             "acc": last.acc_seen,
@@ -127,96 +136,54 @@ def run_backtest(
         UsageError: a file cannot be used, or `out` holds a backtest of something else.
     """
     settings = _inside(settings, out)
-    sessions = _by_session(read_rows(stream_file))
+    sessions = arrivals_of(read_rows(stream_file))
     evaluation = read_rows(eval_file)
     _check_evaluated(sessions, evaluation, stream_file, eval_file)
     _same_as_before(out, stream_file, eval_file, settings)
     done = _read_progress(out)
-    registry = Registry(settings.registry.url)
+    predictions = PredictionLog(out, done)
+    registry, cache = Registry(settings.registry.url), out / "state" / "cache"
     with open_stream(settings.stream) as stream, open_memory(settings) as memory:
         loop = Loop(
             settings,
             stream=stream,
             memory=memory,
             registry=registry,
-            cache=out / "state" / "cache",
+            cache=cache,
             stage=stage,
             progress=progress,
         )
-        arrivals = _Arrivals(stream, registry, out / "state" / "cache", settings)
+        recording = Recording(stream, lambda: _champion(registry, cache, settings))
         turns = 0
         come: set[int] = set()
-        for session, rows in sessions.items():
+        for arrivals in sessions:
+            session = arrivals.session
             come.add(session)
             if session in done:
-                arrivals.pass_over(rows)
+                recording.pass_over(arrivals)
                 turns += not _was_empty(done[session])
                 continue
             wall, cpu = time.perf_counter(), time.process_time()
             # Killed after the turn: it must not be run again with the same rows, which memory would not take anyway.
             if memory.turn().number > turns + 1:
-                arrivals.pass_over(rows)
+                recording.pass_over(arrivals)
                 result = TurnResult.decode(memory.history(1)[-1])
             else:
-                arrivals.arrive(rows)
+                recording.record(arrivals)
                 result = loop.turn()
             turns += not result.empty
-            seen = [one for one in evaluation if one.session in come]
-            scored = _evaluate(session, seen, registry, arrivals.cache, settings, result)
+            places = [place for place, one in enumerate(evaluation) if one.session in come]
+            seen = [evaluation[place] for place in places]
+            scored, answers = _evaluate(session, seen, registry, cache, settings, result)
             scored = _timed(scored, time.process_time() - cpu, time.perf_counter() - wall)
             done[session] = scored
+            predictions.append(session, places, answers)
             _append_progress(out, scored)
             if on_session:
                 on_session(scored)
         finished_backtest = Backtest(tuple(done.values()), memory.counts(), settings)
     _write_atomically(out / METRICS_FILE, json.dumps(finished_backtest.metrics(), indent=1).encode())
     return finished_backtest
-
-
-class _Arrivals:
-    """Rows of a session, predicted by the champion of then and recorded as production would."""
-
-    def __init__(self, stream: Stream, registry: Registry, cache: Path, settings: Settings) -> None:
-        self._stream = stream
-        self._registry = registry
-        self._settings = settings
-        self._rows = self._records = 0
-        """Of the sessions up to now."""
-        self.cache = cache
-
-    def pass_over(self, rows: Sequence[DataRow]) -> None:
-        """Counts rows that arrived in an earlier process."""
-        self._rows += len(rows)
-        self._records += len(rows) + sum(row.labelled for row in rows)
-
-    def arrive(self, rows: Sequence[DataRow]) -> None:
-        """Records the rows of the next session: all or none, and once, however often this is tried."""
-        first, before = self._rows, self._records
-        self.pass_over(rows)
-        if sum(self._stream.end().values()) - FIRST > before:
-            # They were recorded by a process that was killed afterwards.
-            return
-        champion = _champion(self._registry, self.cache, self._settings)
-        scores = champion.scores([row.text for row in rows]) if champion else None
-        answers = scores.predictions() if scores else (None,) * len(rows)
-        records: list[Record] = []
-        for index, (row, answer) in enumerate(zip(rows, answers, strict=True), start=first):
-            name = row.id or event_id("backtest", index)
-            at = row.time if row.time is not None else index * ROW_SECONDS
-            records.append(
-                Interaction(
-                    time=at,
-                    id=name,
-                    text=row.text,
-                    label=answer.label if answer else None,
-                    confidence=min(answer.confidence, 1.0) if answer else 0.0,
-                    version=champion.version if champion else None,
-                    subject=row.subject,
-                )
-            )
-            if row.labelled:
-                records.append(Feedback(time=at, interaction=name, label=row.label, source="backtest"))
-        self._stream.append(records)
 
 
 def _was_empty(result: SessionResult) -> bool:
@@ -230,15 +197,16 @@ def _evaluate(
     cache: Path,
     settings: Settings,
     result: TurnResult,
-) -> SessionResult:
+) -> tuple[SessionResult, Scores | None]:
     champion = _champion(registry, cache, settings)
     groups = sorted({row.session for row in seen})
     right = head = first = np.zeros(len(seen), dtype=bool)
-    lora = None
+    lora = served = None
     if champion is not None and seen:
         texts, truth = [row.text for row in seen], [row.label for row in seen]
         encoded = champion.encode(texts)
-        right = _right(champion.answer(encoded), truth)
+        served = champion.answer(encoded)
+        right = _right(served, truth)
         head = _right(champion.answer(encoded.frozen()), truth)
         oldest = _load(registry, registry.promotions()[0].version, cache, settings)
         first = _right(oldest.answer(encoded.frozen()), truth)
@@ -248,7 +216,7 @@ def _evaluate(
                 lora = _right(challenger.answer(challenger.encode(texts)), truth)
     of = np.asarray([row.session for row in seen])
     gate = result.gate
-    return SessionResult(
+    scored = SessionResult(
         session=session,
         acc_seen=_mean(right),
         accuracies=tuple(_mean(right[of == group]) for group in groups),
@@ -260,11 +228,13 @@ def _evaluate(
         # How much one process read depends on how often it was killed.
         turn={name: value for name, value in result.to_json().items() if name != "ingested"},
         cpu_seconds=0.0,
+        learn_cpu_seconds=result.cpu_seconds,
         wall_seconds=0.0,
         learned=gate.get("learn", 0) + gate.get("pseudo", 0),
         skipped=gate.get("skip", 0),
         quarantined=gate.get("quarantine", 0),
     )
+    return scored, served
 
 
 def _timed(result: SessionResult, cpu: float, wall: float) -> SessionResult:
@@ -304,18 +274,11 @@ def _inside(settings: Settings, out: Path) -> Settings:
     )
 
 
-def _by_session(rows: Sequence[DataRow]) -> dict[int, list[DataRow]]:
-    sessions: dict[int, list[DataRow]] = {}
-    for row in rows:
-        sessions.setdefault(row.session, []).append(row)
-    return dict(sorted(sessions.items()))
-
-
 def _check_evaluated(
-    sessions: Mapping[int, Sequence[DataRow]], evaluation: Sequence[DataRow], stream_file: Path, eval_file: Path
+    sessions: Sequence[SessionArrivals], evaluation: Sequence[DataRow], stream_file: Path, eval_file: Path
 ) -> None:
-    """Each session has rows that it is evaluated on. Rows of sessions that never come are left out."""
-    without = sorted(set(sessions) - {row.session for row in evaluation})
+    """Each session with rows has rows that it is evaluated on. Rows of sessions that never come are left out."""
+    without = sorted({one.session for one in sessions if one.rows} - {row.session for row in evaluation})
     if without:
         raise UsageError(
             f"{eval_file} has no rows of session {', '.join(map(str, without[:5]))}{' …' if len(without) > 5 else ''} "

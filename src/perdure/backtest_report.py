@@ -13,7 +13,6 @@ def write_backtest_report(result: Backtest, out: Path) -> Path:
     """Writes `report.html` into `out`: accuracy over sessions, what each part added, and every verdict."""
     metrics = result.metrics()
     sessions = result.sessions
-    last = sessions[-1]
     headline = (
         f"After {len(sessions)} sessions {metrics['acc']:.1%} of all evaluation rows are right; forgetting is "
         f"{metrics['forgetting']:.1%}, with {metrics['memory_samples']:,} samples in memory."
@@ -21,7 +20,7 @@ def write_backtest_report(result: Backtest, out: Path) -> Path:
     page = ReportPage(
         title="Backtest",
         headline=headline,
-        sections=(_over_time(result), _parts(result), _verdicts(sessions), _kept(last, sessions), _figures(metrics)),
+        sections=(_over_time(result), _parts(result), _verdicts(sessions), _kept(result), _figures(metrics)),
     )
     return write_report(out, page)
 
@@ -90,12 +89,13 @@ def _verdicts(sessions: tuple[SessionResult, ...]) -> Section:
 _GATE = ("learn", "skip", "quarantine", "pseudo", "ignore")
 
 
-def _kept(last: SessionResult, sessions: tuple[SessionResult, ...]) -> Section:
-    width = len(last.accuracies)
-    matrix = [[*one.accuracies, *([None] * (width - len(one.accuracies)))] for one in sessions]
-    names = [str(one.session) for one in sessions]
+def _kept(result: Backtest) -> Section:
+    columns = result.evaluated()
+    matrix = [[*one.accuracies, *([None] * (len(columns) - len(one.accuracies)))] for one in result.sessions]
+    names = [str(one.session) for one in result.sessions]
     figure = Figure(
-        plots.heatmap(matrix, names, names[:width]), "Row: after that session. Column: that session's evaluation rows."
+        plots.heatmap(matrix, names, [names[place] for place in columns]),
+        "Row: after that session. Column: that session's evaluation rows.",
     )
     return Section("What was kept", figures=(figure,))
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from perdure.errors import DataError, UsageError
 from perdure.records import MAX_TEXT_BYTES, Interaction, Label, Subject
@@ -30,6 +30,18 @@ class DataRow(BaseModel):
     subject: Subject | None = None
     labelled: bool = True
     """False: the loop must not see the label."""
+    label_session: Annotated[int, Field(ge=0)] | None = None
+    """The session in which the label arrives; None for the row's own."""
+
+    @field_validator("label_session")
+    @classmethod
+    def _after_the_row(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and not info.data.get("labelled", True):
+            raise ValueError("a row with labelled false has no label that could arrive; leave one of the two out")
+        session = info.data.get("session", 0)
+        if value is not None and value < session:
+            raise ValueError(f"the label cannot arrive before its row, which comes in session {session}")
+        return value
 
 
 def read_rows(path: Path, labels: Collection[str] | None = None) -> tuple[DataRow, ...]:

@@ -23,19 +23,25 @@ class SessionScores:
     """Mean over j < T of (max over i < T of a[i, j]) − a[T, j]."""
 
 
-def session_scores(accuracies: Sequence[Sequence[float]]) -> SessionScores:
-    """The figures for T rows of accuracies; row i has at least i + 1 entries.
+def session_scores(accuracies: Sequence[Sequence[float]], came: Sequence[int] | None = None) -> SessionScores:
+    """The figures for T rows of accuracies.
 
     Lopez-Paz and Ranzato, "Gradient Episodic Memory", NIPS 2017 (backward transfer); Chaudhry et al., "Riemannian
     Walk", ECCV 2018 (forgetting).
+
+    Args:
+        accuracies: row i is after the i-th session, and has an entry for each session of evaluation rows up to then.
+        came: for each column j the row after which it was first evaluated; row j where none is given.
     """
-    count = len(accuracies)
     last = accuracies[-1]
-    earlier = range(count - 1)
+    came = range(len(accuracies)) if came is None else came
+    first = [accuracies[row][column] for column, row in enumerate(came)]
+    earlier = [column for column, row in enumerate(came) if row < len(accuracies) - 1]
+    if not earlier:
+        return SessionScores(learning_acc=float(np.mean(first)), bwt=0.0, forgetting=0.0)
+    best = [max(row[column] for row in accuracies[came[column] : -1]) for column in earlier]
     return SessionScores(
-        learning_acc=float(np.mean([accuracies[j][j] for j in range(count)])),
-        bwt=float(np.mean([last[j] - accuracies[j][j] for j in earlier])) if count > 1 else 0.0,
-        forgetting=float(np.mean([max(accuracies[i][j] for i in range(j, count - 1)) - last[j] for j in earlier]))
-        if count > 1
-        else 0.0,
+        learning_acc=float(np.mean(first)),
+        bwt=float(np.mean([last[column] - first[column] for column in earlier])),
+        forgetting=float(np.mean([top - last[column] for top, column in zip(best, earlier, strict=True)])),
     )

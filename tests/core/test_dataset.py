@@ -52,6 +52,11 @@ def test_a_byte_order_mark_does_not_matter(file, name):
     assert read_rows(file(name, codecs.BOM_UTF8 + text.encode())) == (DataRow(text="x", label="a"),)
 
 
+def test_a_label_may_arrive_with_its_row_or_later(file):
+    path = file("rows.csv", "text,label,session,label_session\nx,a,2,2\ny,a,2,4\nz,a,2,\n")
+    assert [row.label_session for row in read_rows(path)] == [2, 4, None]
+
+
 GOOD = '{"text": "x", "label": "a"}'
 
 
@@ -71,6 +76,15 @@ GOOD = '{"text": "x", "label": "a"}'
         ('{"text": "x", "label": "a", "subject": ""}', "field subject"),
         ('{"text": "x", "label": "a", "id": ""}', "field id"),
         ('{"text": "x", "label": "a", "labelled": "perhaps"}', "field labelled"),
+        (
+            '{"text": "x", "label": "a", "session": 3, "label_session": 2}',
+            "field label_session: .*cannot arrive before its row, which comes in session 3, got '2'",
+        ),
+        (
+            '{"text": "x", "label": "a", "labelled": false, "label_session": 2}',
+            "field label_session: .*leave one of the two out",
+        ),
+        ('{"text": "x", "label": "a", "label_session": -1}', "field label_session"),
         ("[" * 5000, "not JSON"),
     ],
 )

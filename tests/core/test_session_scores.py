@@ -27,3 +27,11 @@ def test_forgetting_counts_from_the_best_and_backward_transfer_from_the_first() 
 
 def test_one_session_has_nothing_to_forget() -> None:
     assert session_scores([[0.75]]) == SessionScores(learning_acc=0.75, bwt=0.0, forgetting=0.0)
+
+
+def test_a_session_that_was_not_evaluated_on_its_own_counts_from_where_it_came() -> None:
+    """After the second and the fourth session nothing new is evaluated on."""
+    found = session_scores([[0.5], [0.9], [0.7, 0.6], [0.8, 0.4]], came=[0, 2])
+    assert found.learning_acc == pytest.approx((0.5 + 0.6) / 2)
+    assert found.bwt == pytest.approx(((0.8 - 0.5) + (0.4 - 0.6)) / 2)
+    assert found.forgetting == pytest.approx(((0.9 - 0.8) + (0.6 - 0.4)) / 2)

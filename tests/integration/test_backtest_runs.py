@@ -18,7 +18,7 @@ from perdure.errors import UsageError
 from perdure.records import Feedback, Interaction
 from perdure.stream import SqliteStream
 
-TIMINGS = {"cpu_seconds", "wall_seconds", "seconds"}
+TIMINGS = {"cpu_seconds", "learn_cpu_seconds", "wall_seconds", "seconds"}
 SESSIONS = (("refund", "parcel"), ("login",), ("card", "refund"))
 
 
@@ -68,6 +68,19 @@ def figures(out: Path) -> Any:
     return untimed(json.loads((out / "metrics.json").read_text(encoding="utf-8")))
 
 
+def predictions(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def right(out: Path, evaluation: Path) -> dict[int, list[bool]]:
+    """For each session, whether the answer to each evaluation row that had come was right."""
+    truth = [json.loads(line)["label"] for line in evaluation.read_text(encoding="utf-8").splitlines()]
+    found: dict[int, list[bool]] = {}
+    for one in predictions(out):
+        found.setdefault(one["session"], []).append(one["answer"] == truth[one["row"]])
+    return found
+
+
 def test_the_figures_keep_the_contract(recorded, settings, tmp_path):
     stream, evaluation = recorded
     told = []
@@ -99,6 +112,13 @@ def test_the_figures_keep_the_contract(recorded, settings, tmp_path):
     assert metrics["memory_samples"] == 40
     assert metrics["memory_bytes"] > 0
     assert metrics["cpu_seconds"] == pytest.approx(sum(one["cpu_seconds"] for one in sessions))
+    for one in sessions:
+        assert one["learn_cpu_seconds"] == one["turn"]["cpu_seconds"]
+        assert 0 < one["learn_cpu_seconds"] < one["cpu_seconds"]
+    assert [one["row"] for one in predictions(tmp_path / "out")] == [*range(20), *range(30), *range(40)]
+    answered = right(tmp_path / "out", evaluation)
+    assert [sum(flags) / len(flags) for flags in answered.values()] == [one["acc_seen"] for one in sessions]
+    assert all(0 < one["confidence"] <= 1 for one in predictions(tmp_path / "out"))
     assert sessions[0]["version"] == "v000001-head"
     assert "first: promote" in sessions[0]["verdict"]
     assert sessions[0]["learned"] == 39, "the row whose label must not be seen was learned from"
@@ -169,6 +189,7 @@ def test_a_killed_backtest_ends_with_the_same_figures(recorded, settings, tmp_pa
     run_backtest(stream, evaluation, tmp_path / "undisturbed", settings)
     run_backtest(stream, evaluation, tmp_path / "killed", settings)
     assert figures(tmp_path / "killed") == figures(tmp_path / "undisturbed")
+    assert predictions(tmp_path / "killed") == predictions(tmp_path / "undisturbed")
 
 
 class Stopped(Exception):
@@ -182,8 +203,9 @@ def recorded_ids(out: Path) -> list[str]:
 
 
 def test_a_backtest_stopped_anywhere_ends_with_the_same_figures(recorded, settings, tmp_path):
-    """Stopped at stage after stage, until it gets through."""
+    """Stopped at stage after stage, until it gets through. Half of the labels come with their rows, half later."""
     stream, evaluation = recorded
+    delay_labels(stream, every=2)
     run_backtest(stream, evaluation, tmp_path / "undisturbed", settings)
     sessions: list[int] = []
     seen: set[tuple[int, str]] = set()
@@ -209,9 +231,47 @@ def test_a_backtest_stopped_anywhere_ends_with_the_same_figures(recorded, settin
         except Stopped:
             stopped += 1
     assert stopped > 20
-    assert sessions == [0, 1, 2]
+    assert sessions == [0, 1, 2, 3]
     assert recorded_ids(tmp_path / "stopped") == recorded_ids(tmp_path / "undisturbed"), "rows were recorded twice"
     assert figures(tmp_path / "stopped") == figures(tmp_path / "undisturbed")
+    assert predictions(tmp_path / "stopped") == predictions(tmp_path / "undisturbed")
+
+
+def delay_labels(stream: Path, every: int = 1) -> None:
+    """The label of every so many rows arrives one session after its row."""
+    rows = [json.loads(line) for line in stream.read_text(encoding="utf-8").splitlines()]
+    for row in rows[::every]:
+        if row.get("labelled", True):
+            row["label_session"] = row["session"] + 1
+    write(stream, rows)
+
+
+def test_labels_that_arrive_a_session_late_are_learned_a_session_late(recorded, settings, tmp_path):
+    stream, evaluation = recorded
+    in_time = run_backtest(stream, evaluation, tmp_path / "in time", settings)
+    delay_labels(stream)
+    late = run_backtest(stream, evaluation, tmp_path / "late", settings)
+    assert [one.session for one in late.sessions] == [0, 1, 2, 3]
+    assert [len(one.accuracies) for one in late.sessions] == [1, 2, 3, 3]
+    assert [one.version for one in late.sessions[:2]] == [None, "v000001-head"]
+    assert late.sessions[0].acc_seen == 0.0
+    assert late.sessions[1].accuracies[1] == 0.0, "nothing was known of the second session's labels"
+    assert late.sessions[2].accuracies[1] > 0.5
+    assert late.sessions[2].accuracies[2] < 0.5 < late.sessions[3].accuracies[2]
+    # In the end it has been told the same.
+    assert late.memory.samples == in_time.memory.samples
+    assert late.sessions[3].acc_head == pytest.approx(in_time.sessions[2].acc_head, abs=0.051)
+    metrics = late.metrics()
+    rows = [one.accuracies for one in late.sessions]
+    assert metrics["learning_acc"] == pytest.approx((rows[0][0] + rows[1][1] + rows[2][2]) / 3)
+    assert metrics["bwt"] == pytest.approx(sum(rows[3][j] - rows[j][j] for j in range(3)) / 3)
+    page = write_backtest_report(late, tmp_path / "late").read_text(encoding="utf-8")
+    assert "After 4 sessions" in page
+    with SqliteStream(tmp_path / "late" / "state" / "stream.db") as written:
+        records = [entry.record() for entry in written.read({}, 10_000).entries]
+    assert sum(isinstance(record, Feedback) for record in records) == 99
+    assert {type(record) for record in records[-40:]} == {Feedback}
+    assert isinstance(records[-41], Interaction)
 
 
 def test_a_backtest_stopped_between_turn_and_evaluation_runs_no_turn_twice(recorded, settings, tmp_path, monkeypatch):
