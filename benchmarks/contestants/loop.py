@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 
 from contestants.child import Task, run_child
 from contestants.contest import Outcome
-from contestants.figures import SessionFigures
+from contestants.figures import Answers, SessionFigures
 from contestants.orders import write_order
+from perdure.dataset import read_rows
 
-NOTE = (
-    "metrics.json has no single predictions: no calibration error, risk-coverage area or negative flips; "
-    "CPU-seconds include the evaluation of each session and the predictions made on arrival"
-)
+NOTE = "seconds are of each session's turn: ingesting, gate, both learners, drift report, judge"
 
 
 def perdure(task: Task) -> Outcome:
@@ -35,9 +37,30 @@ def perdure(task: Task) -> Outcome:
             session=int(one["session"]),
             acc_seen=float(one["acc_seen"]),
             accuracies=tuple(float(share) for share in one["accuracies"]),
-            cpu_seconds=float(one["cpu_seconds"]),
-            wall_seconds=float(one["wall_seconds"]),
+            cpu_seconds=float(one["learn_cpu_seconds"]),
+            wall_seconds=float(one["turn"]["wall_seconds"]),
         )
         for one in metrics["sessions"]
     )
-    return Outcome(sessions, (), int(metrics["memory_bytes"]), int(metrics["memory_samples"]), NOTE)
+    answers = read_answers(out, [row.label for row in read_rows(evaluation)])
+    return Outcome(sessions, answers, int(metrics["memory_bytes"]), int(metrics["memory_samples"]), NOTE)
+
+
+def read_answers(out: Path, truth: Sequence[str]) -> tuple[Answers, ...]:
+    """The answers after each session of the backtest in `out`.
+
+    Args:
+        out: with the backtest's `predictions.jsonl`.
+        truth: labels of all evaluation rows, in the order of their file.
+    """
+    right: dict[int, list[bool]] = {}
+    confidence: dict[int, list[float]] = {}
+    with (out / "predictions.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            one = json.loads(line)
+            right.setdefault(one["session"], []).append(one["answer"] == truth[one["row"]])
+            confidence.setdefault(one["session"], []).append(one["confidence"])
+    return tuple(
+        Answers(np.asarray(right[session], dtype=bool), np.asarray(confidence[session], dtype=np.float32))
+        for session in right
+    )

@@ -267,20 +267,32 @@ def test_perdure_is_run_as_a_backtest_of_the_same_order(tmp_path: Path, monkeypa
 
     def backtest(command: list[str]) -> None:
         commands.append(command)
+        seconds = {"cpu_seconds": 9.0, "wall_seconds": 9.0}
         sessions = [
-            {"session": 0, "acc_seen": 1.0, "accuracies": [1.0], "cpu_seconds": 2.0, "wall_seconds": 1.0},
-            {"session": 1, "acc_seen": 0.7, "accuracies": [0.5, 0.9], "cpu_seconds": 4.0, "wall_seconds": 1.0},
+            {"session": 0, "acc_seen": 1.0, "accuracies": [1.0], "learn_cpu_seconds": 2.0, **seconds},
+            {"session": 1, "acc_seen": 2 / 3, "accuracies": [0.5, 1.0], "learn_cpu_seconds": 4.0, **seconds},
         ]
+        for one in sessions:
+            one["turn"] = {"wall_seconds": 1.5}
         metrics = {"sessions": sessions, "memory_bytes": 11, "memory_samples": 20}
+        said = [(0, 0, "a", 0.8), (0, 1, "b", 0.6), (1, 0, "c", 0.8), (1, 1, "b", 0.7), (1, 2, "c", 0.9)]
+        names = ("session", "row", "answer", "confidence")
+        lines = [json.dumps(dict(zip(names, one, strict=True))) + "\n" for one in said]
         (tmp_path / "backtest").mkdir()
         (tmp_path / "backtest" / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+        (tmp_path / "backtest" / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
 
     monkeypatch.setattr(loop, "run_child", backtest)
     outcome = loop.perdure(task(tmp_path))
     figures = outcome.figures()
-    assert (figures.acc, figures.bwt, figures.lowest, figures.cpu_seconds) == (0.7, -0.5, 0.5, 6.0)
-    assert (figures.bytes_kept, figures.samples_kept, figures.ece) == (11, 20, None)
-    assert "no single predictions" in outcome.note
+    assert (figures.acc, figures.bwt, figures.lowest, figures.cpu_seconds) == (2 / 3, -0.5, 0.5, 6.0)
+    assert (figures.bytes_kept, figures.samples_kept) == (11, 20)
+    assert [one.wall_seconds for one in outcome.sessions] == [1.5, 1.5]
+    assert [one.right.tolist() for one in outcome.answers] == [[True, True], [False, True, True]]
+    assert figures.negative_flips == pytest.approx(1 / 2)
+    # Each confidence in a bin of its own.
+    assert figures.ece == pytest.approx((0.8 + 0.3 + 0.1) / 3)
+    assert figures.aurc == pytest.approx((0 + 1 / 2 + 1 / 3) / 3)
     said = " ".join(commands[0])
     assert "--memory-per-class 10 --seed 3" in said
     assert f"--stream {tmp_path / 'stream.jsonl'} --eval {tmp_path / 'eval.jsonl'}" in said
