@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from perdure.backtest_arrivals import Recording, SessionArrivals, arrivals_of
+from perdure.backtest.arrivals import Recording, SessionArrivals, arrivals_of
 from perdure.dataset import DataRow, event_id
 from perdure.records import Feedback, Interaction
 from perdure.stream import MemoryStream

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from perdure.backtest_predictions import PredictionLog
+from perdure.backtest.predictions import PredictionLog
 from perdure.model.base import Scores
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from perdure.backtest import run_backtest
-from perdure.backtest_report import write_backtest_report
+from perdure.backtest import run_backtest, write_backtest_report
+from perdure.backtest.evaluation import Evaluation
 from perdure.errors import UsageError
 from perdure.records import Feedback, Interaction
 from perdure.stream import SqliteStream
@@ -283,22 +283,27 @@ def test_a_backtest_stopped_between_turn_and_evaluation_runs_no_turn_twice(recor
     write(stream, rows)
     run_backtest(stream, evaluation, tmp_path / "undisturbed", settings)
     assert figures(tmp_path / "undisturbed")["sessions"][1]["verdict"] == "nothing new"
-    import perdure.backtest as module
-
-    real = module._evaluate
+    real = Evaluation.after
     for session in (0, 1, 2):
 
-        def fail(one, *args, session=session):
+        def fail(self, one, *args, session=session):
             if one == session:
                 raise Stopped
-            return real(one, *args)
+            return real(self, one, *args)
 
-        monkeypatch.setattr(module, "_evaluate", fail)
+        monkeypatch.setattr(Evaluation, "after", fail)
         with pytest.raises(Stopped):
             run_backtest(stream, evaluation, tmp_path / "stopped", settings)
-    monkeypatch.setattr(module, "_evaluate", real)
+    monkeypatch.setattr(Evaluation, "after", real)
     run_backtest(stream, evaluation, tmp_path / "stopped", settings)
     assert figures(tmp_path / "stopped") == figures(tmp_path / "undisturbed")
+
+
+def test_features_that_are_kept_between_sessions_change_nothing(recorded, settings, tmp_path, monkeypatch):
+    run_backtest(*recorded, tmp_path / "kept", settings)
+    monkeypatch.setattr("perdure.backtest.evaluation.KEPT_ROWS", 0)
+    run_backtest(*recorded, tmp_path / "anew", settings)
+    assert figures(tmp_path / "anew") == figures(tmp_path / "kept")
 
 
 def test_a_half_written_line_of_progress_is_evaluated_again(recorded, settings, tmp_path):

@@ -36,8 +36,7 @@ def backtest(
 
     Writes metrics.json and report.html. One that was killed goes on where it was; the same seed gives the same figures.
     """
-    from perdure.backtest import METRICS_FILE, run_backtest
-    from perdure.backtest_report import write_backtest_report
+    from perdure.backtest import METRICS_FILE, run_backtest, write_backtest_report
     from perdure.commands.display import turn_display
 
     extra = list(overrides or ())

@@ -13,22 +13,21 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from perdure.backtest_arrivals import Recording, SessionArrivals, arrivals_of
-from perdure.backtest_predictions import PredictionLog
+from perdure.backtest.arrivals import Recording, SessionArrivals, arrivals_of
+from perdure.backtest.evaluation import Evaluation, SessionResult
+from perdure.backtest.predictions import PredictionLog
 from perdure.config import Settings
 from perdure.dataset import DataRow, file_digest, read_rows
 from perdure.errors import UsageError
 from perdure.loop import Loop
 from perdure.memory import MemoryCounts, open_memory
-from perdure.model.base import Scores
-from perdure.model.classifier import AnalyticClassifier, load_classifier
 from perdure.registry import Registry
 from perdure.scores import session_scores
 from perdure.stream import open_stream
@@ -40,33 +39,6 @@ PROGRESS_FILE = "sessions.jsonl"
 METRICS_FILE = "metrics.json"
 PLACES = ("stream.url", "registry.url", "memory.path")
 """Settings that say where the state lies: inside the output folder, whatever that is called."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionResult:
-    """What one session brought. Accuracies are fractions."""
-
-    session: int
-    acc_seen: float
-    accuracies: tuple[float, ...]
-    """Of each session so far that has evaluation rows."""
-    acc_head: float
-    """As `acc_seen`, of the champion without its adapter."""
-    acc_lora: float | None
-    """As `acc_seen`, of this session's LoRA candidate, whatever the judge said of it; None where there was none."""
-    acc_first: float
-    """As `acc_seen`, of the first version, which never learned again."""
-    verdict: str
-    version: str | None
-    turn: Mapping[str, Any]
-    cpu_seconds: float
-    """Of all that the session took, predictions on arrival and evaluation included; so is `wall_seconds`."""
-    learn_cpu_seconds: float
-    """Of its turn alone."""
-    wall_seconds: float
-    learned: int
-    skipped: int
-    quarantined: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +125,8 @@ def run_backtest(
             stage=stage,
             progress=progress,
         )
-        recording = Recording(stream, lambda: _champion(registry, cache, settings))
+        examined = Evaluation(evaluation, registry, cache, settings)
+        recording = Recording(stream, examined.champion)
         turns = 0
         come: set[int] = set()
         for arrivals in sessions:
@@ -173,9 +146,8 @@ def run_backtest(
                 result = loop.turn()
             turns += not result.empty
             places = [place for place, one in enumerate(evaluation) if one.session in come]
-            seen = [evaluation[place] for place in places]
-            scored, answers = _evaluate(session, seen, registry, cache, settings, result)
-            scored = _timed(scored, time.process_time() - cpu, time.perf_counter() - wall)
+            scored, answers = examined.after(session, places, result)
+            scored = replace(scored, cpu_seconds=time.process_time() - cpu, wall_seconds=time.perf_counter() - wall)
             done[session] = scored
             predictions.append(session, places, answers)
             _append_progress(out, scored)
@@ -188,77 +160,6 @@ def run_backtest(
 
 def _was_empty(result: SessionResult) -> bool:
     return not result.turn["candidates"] and not result.turn["gate"]
-
-
-def _evaluate(
-    session: int,
-    seen: Sequence[DataRow],
-    registry: Registry,
-    cache: Path,
-    settings: Settings,
-    result: TurnResult,
-) -> tuple[SessionResult, Scores | None]:
-    champion = _champion(registry, cache, settings)
-    groups = sorted({row.session for row in seen})
-    right = head = first = np.zeros(len(seen), dtype=bool)
-    lora = served = None
-    if champion is not None and seen:
-        texts, truth = [row.text for row in seen], [row.label for row in seen]
-        encoded = champion.encode(texts)
-        served = champion.answer(encoded)
-        right = _right(served, truth)
-        head = _right(champion.answer(encoded.frozen()), truth)
-        oldest = _load(registry, registry.promotions()[0].version, cache, settings)
-        first = _right(oldest.answer(encoded.frozen()), truth)
-        for one in result.candidates:
-            if one.kind == "lora":
-                challenger = _load(registry, one.version, cache, settings)
-                lora = _right(challenger.answer(challenger.encode(texts)), truth)
-    of = np.asarray([row.session for row in seen])
-    gate = result.gate
-    scored = SessionResult(
-        session=session,
-        acc_seen=_mean(right),
-        accuracies=tuple(_mean(right[of == group]) for group in groups),
-        acc_head=_mean(head),
-        acc_lora=None if lora is None else _mean(lora),
-        acc_first=_mean(first),
-        verdict="; ".join(f"{one.kind}: {one.outcome}" for one in result.candidates) or result.note,
-        version=champion.version if champion else None,
-        # How much one process read depends on how often it was killed.
-        turn={name: value for name, value in result.to_json().items() if name != "ingested"},
-        cpu_seconds=0.0,
-        learn_cpu_seconds=result.cpu_seconds,
-        wall_seconds=0.0,
-        learned=gate.get("learn", 0) + gate.get("pseudo", 0),
-        skipped=gate.get("skip", 0),
-        quarantined=gate.get("quarantine", 0),
-    )
-    return scored, served
-
-
-def _timed(result: SessionResult, cpu: float, wall: float) -> SessionResult:
-    return SessionResult(
-        **{**{name: getattr(result, name) for name in result.__slots__}, "cpu_seconds": cpu, "wall_seconds": wall}
-    )
-
-
-def _right(scores: Scores, truth: Sequence[str]) -> Any:
-    return np.asarray([name == label for name, label in zip(scores.names(), truth, strict=True)], dtype=bool)
-
-
-def _mean(values: Any) -> float:
-    return float(values.mean()) if len(values) else 0.0
-
-
-def _champion(registry: Registry, cache: Path, settings: Settings) -> AnalyticClassifier | None:
-    last = registry.champion()
-    return _load(registry, last.version, cache, settings) if last else None
-
-
-def _load(registry: Registry, version: str, cache: Path, settings: Settings) -> AnalyticClassifier:
-    folder = registry.fetch(version, cache)
-    return load_classifier(folder, version, batch=settings.model.batch, encoder=settings.model.name)
 
 
 def _inside(settings: Settings, out: Path) -> Settings:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from perdure.backtest import Backtest, SessionResult
+from perdure.backtest.evaluation import SessionResult
+from perdure.backtest.run import Backtest
 from perdure.judge import plots
 from perdure.judge.report import Figure, ReportPage, Section, Table, write_report
 
