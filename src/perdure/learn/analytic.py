@@ -18,7 +18,7 @@ from perdure.memory import Delta
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier, shared_features
 from perdure.model.encoder import Encoder
 from perdure.model.features import RandomFeatures
-from perdure.model.head import Solution, Statistics, choose_ridge, leave_one_out
+from perdure.model.head import Solution, Statistics, choose_ridge, leave_one_out, solve
 from perdure.records import Float, is_held_out
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,9 @@ ABSORBED_ROWS = 4096
 
 RIDGE_ROWS = 1500
 """Rows that the ridge penalty is chosen by; more would not choose better, and each costs D² operations."""
+
+GROWTH = 1.2
+"""The penalty is chosen anew when there are so many times the rows that it was chosen at: it moves slowly."""
 
 
 class HeadLearner:
@@ -96,17 +99,8 @@ class HeadLearner:
         rows = fresh + remembered
         encoded = material.encodings(rows.texts)
         features = self.features(encoded.features)
-        some = np.random.default_rng(self._settings.seed + material.turn).permutation(len(rows))[:RIDGE_ROWS]
-        solution = choose_ridge(
-            statistics,
-            labels,
-            features[some],
-            [rows.labels[row] for row in some],
-            self._settings.model.ridge,
-            start=champion_leverage.ridge if champion_leverage else None,
-            upwards=material.turn % 2 == 0,
-        )
-        leverage = self._leverage(solution, rows, features, material)
+        solution, chosen = self._solve(statistics, labels, rows, features, champion_leverage, material.turn)
+        leverage = Leverage(self._leverages(solution, rows, features, material), solution.ridge, chosen)
         unseen = leave_one_out(solution.scores(features), leverage(rows.keys), rows.labels, labels)
         adapted = logits = None
         if champion is not None and champion.adapted is not None and encoded.adapted is not None:
@@ -151,7 +145,34 @@ class HeadLearner:
             metrics={"ridge": solution.ridge, "temperature": classifier.temperature, "rows": float(statistics.rows)},
         )
 
-    def _leverage(self, solution: Solution, rows: Labelled, features: Float, material: Material) -> Leverage:
+    def _solve(
+        self,
+        statistics: Statistics,
+        labels: Sequence[str],
+        rows: Labelled,
+        features: Float,
+        before: Leverage | None,
+        turn: int,
+    ) -> tuple[Solution, int]:
+        """The head, and the number of rows that its penalty was chosen at."""
+        ridges = self._settings.model.ridge
+        if before and before.ridge in ridges and statistics.rows < GROWTH * before.chosen:
+            return solve(statistics, labels, before.ridge), before.chosen
+        some = np.random.default_rng(self._settings.seed + turn).permutation(len(rows))[:RIDGE_ROWS]
+        solution = choose_ridge(
+            statistics,
+            labels,
+            features[some],
+            [rows.labels[row] for row in some],
+            ridges,
+            start=before.ridge if before else None,
+            upwards=turn % 2 == 0,
+        )
+        return solution, statistics.rows
+
+    def _leverages(
+        self, solution: Solution, rows: Labelled, features: Float, material: Material
+    ) -> Mapping[str, float]:
         """Of `rows`, and of what is in quarantine: that is no evidence now, but memory may ask about it later."""
         labelled, barred = material.labelled(), material.doubtful()
         doubtful = labelled.where([key in barred for key in labelled.keys])
@@ -159,7 +180,7 @@ class HeadLearner:
         if len(doubtful):
             more = solution.leverage(self.features(material.encodings(doubtful.texts).features))
             found.update(zip(doubtful.keys, more.tolist(), strict=True))
-        return Leverage(found, solution.ridge)
+        return found
 
 
 def imprinted(head: AdaptedHead, rows: Labelled, embeddings: Float) -> AdaptedHead:

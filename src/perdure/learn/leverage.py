@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -29,6 +31,8 @@ class Leverage:
     of: Mapping[str, float]
     ridge: float | None = None
     """The penalty λ of the solution whose leverages these are."""
+    chosen: int = 0
+    """Rows that the solution's statistics had when λ was last chosen."""
 
     def __call__(self, keys: Sequence[str]) -> Double:
         """n leverages; 0 for rows not seen."""
@@ -38,8 +42,14 @@ class Leverage:
         keys = sorted(self.of)
         packed = np.frombuffer(bytes.fromhex("".join(keys)), dtype=np.uint8).reshape(len(keys), 16)
         values = np.asarray([self.of[key] for key in keys], dtype=np.float32)
-        ridge = np.asarray([] if self.ridge is None else [self.ridge])
-        return {LEVERAGE_FILE: save({"keys": packed.copy(), "leverage": values, "ridge": ridge})}
+        tensors: dict[str, NDArray[Any]] = {
+            "keys": packed.copy(),
+            "leverage": values,
+            "chosen": np.asarray([self.chosen]),
+        }
+        if self.ridge is not None:
+            tensors["ridge"] = np.asarray([self.ridge])
+        return {LEVERAGE_FILE: save(tensors)}
 
     @classmethod
     def load(cls, folder: Path) -> Leverage:
@@ -52,8 +62,9 @@ class Leverage:
             tensors = load_file(folder / LEVERAGE_FILE)
             keys = (row.tobytes().hex() for row in tensors["keys"])
             of = {key: float(value) for key, value in zip(keys, tensors["leverage"], strict=True)}
-            return cls(of, next(iter(tensors["ridge"].tolist()), None))
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            ridge = float(tensors["ridge"][0]) if "ridge" in tensors else None
+            return cls(of, ridge, int(tensors["chosen"][0]))
+        except (OSError, KeyError, IndexError, ValueError, SafetensorError) as error:
             raise VersionDamaged(f"leverages cannot be read from {folder}: {error}") from error
 
 

@@ -19,7 +19,7 @@ from perdure.memory import Delta
 from perdure.model.adapter import Adapter, AdapterShape, linear_names
 from perdure.model.classifier import HEAD_FILE, MODEL_FILE, AdaptedHead, AnalyticClassifier
 from perdure.model.encoder import Encoder
-from perdure.model.head import Statistics, leave_one_out, solve
+from perdure.model.head import Solution, Statistics, leave_one_out, solve
 from perdure.records import Float, is_held_out, sample_key
 
 LABELS = ("card", "login", "parcel")
@@ -240,6 +240,41 @@ def test_a_head_update_adds_labels_and_shows_both_sides_unseen(
         evidence.candidate.probabilities, candidate.classifier.combine(wanted, None).probabilities, atol=1e-4
     )
     assert set(candidate.leverage.of) == set(keys)
+
+
+@pytest.mark.parametrize(("rows", "solved"), [(4, 1), (8, 2)])
+def test_the_penalty_is_chosen_anew_when_rows_have_grown_by_a_fifth(
+    learner: HeadLearner,
+    encoder: Encoder,
+    material_of: MaterialOf,
+    requests: Requests,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+    solved: int,
+) -> None:
+    past, now = requests(LABELS, 8), requests(("refund",), rows)
+    before = first(learner, encoder, material_of, past)
+    assert before.leverage.chosen == 24
+    tried: list[float] = []
+
+    def counted(statistics: Statistics, labels: Sequence[str], ridge: float) -> Solution:
+        tried.append(ridge)
+        return solve(statistics, labels, ridge)
+
+    monkeypatch.setattr("perdure.model.head.solve", counted)
+    monkeypatch.setattr("perdure.learn.analytic.solve", counted)
+    candidate = learner.candidate(
+        absorbed(learner, encoder, past, now),
+        classes(*LABELS, "refund"),
+        material_of(now, past),
+        before.classifier,
+        before.leverage,
+        {},
+        "v2",
+    )
+    assert tried[0] == before.leverage.ridge
+    assert len(tried) == solved
+    assert candidate.leverage.chosen == (24 if solved == 1 else 32)
 
 
 def test_labels_without_enough_examples_have_no_column_and_no_evidence(

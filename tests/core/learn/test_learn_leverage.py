@@ -25,7 +25,9 @@ def test_rows_not_seen_have_leverage_0() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_the_file_gives_back_what_was_written(tmp_path: Path, count: int) -> None:
-    leverage = Leverage({key: 0.125 * place for place, key in enumerate(KEYS[:count])}, 0.03 if count else None)
+    leverage = Leverage(
+        {key: 0.125 * place for place, key in enumerate(KEYS[:count])}, 0.03 if count else None, 7 * count
+    )
     for name, data in leverage.files().items():
         (tmp_path / name).write_bytes(data)
     assert Leverage.load(tmp_path) == leverage
