@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from transformers import AutoModel, AutoTokenizer
 
-from perdure.learn.ewc import EXACT_CLASSES, Anchor, decayed_sum, fisher_information
+from perdure.learn import ewc
+from perdure.learn.ewc import EXACT_CLASSES, Anchor, FisherRecorder, decayed_sum, fisher_information
+from perdure.model.adapter import linear_names
+from perdure.model.encoder import Encoder, pool
+
+Requests = Callable[..., list[tuple[str, str]]]
 
 
 def linear(classes: int, inputs: int = 5, seed: int = 0) -> nn.Linear:
@@ -88,6 +98,36 @@ def test_maps_on_tokens_sum_over_the_tokens_of_a_sample_before_they_square() -> 
     torch.testing.assert_close(found["map"], wanted, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("limit", [1, 3 * 5 * 4 * 3, 1 << 20])
+def test_how_many_gradients_are_held_at_once_does_not_matter(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """One sample at a time, three at a time with one left over, all at once."""
+    layer, tokens = linear(3, 5), torch.randn(7, 4, 5, generator=torch.Generator().manual_seed(1))
+    wanted = sum(torch.autograd.grad(layer(one).tanh().sum(), layer.weight)[0] ** 2 for one in tokens)
+    monkeypatch.setattr(ewc, "GRADIENT_BYTES", limit)
+    largest: list[int] = []
+    bmm = torch.bmm
+
+    def watched(one: Tensor, other: Tensor, *, out: Tensor) -> Tensor:
+        largest.append(out.element_size() * out.numel())
+        return bmm(one, other, out=out)
+
+    monkeypatch.setattr(torch, "bmm", watched)
+    recorder = FisherRecorder({"map": layer})
+    layer(tokens).tanh().sum().backward()
+    recorder.close()
+    assert max(largest) <= max(limit, 3 * 5 * 4)
+    torch.testing.assert_close(recorder.squares["map"], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_pass_leaves_no_gradients_behind() -> None:
+    layer, rows = linear(4), torch.randn(10, 5, generator=torch.Generator().manual_seed(1))
+    fisher_of(layer, rows, 5)
+    assert layer.weight.grad is None
+    layer.weight.grad = torch.ones(4, 5)
+    fisher_of(layer, rows, 5)
+    assert torch.equal(layer.weight.grad, torch.ones(4, 5))
+
+
 def test_hooks_are_gone_afterwards_even_when_forward_fails() -> None:
     layer, rows = linear(4), torch.randn(3, 5)
 
@@ -99,6 +139,106 @@ def test_hooks_are_gone_afterwards_even_when_forward_fails() -> None:
     with pytest.raises(RuntimeError, match="forward failed"):
         fisher_information({"head": layer}, [rows], forward, generator=torch.Generator())
     assert not layer._forward_hooks
+
+
+# ── the same by a loop and by torch.func ──
+HEADS = {"few classes, exact": 5, "many classes, drawn": EXACT_CLASSES + 3}
+SCALE = 16.0
+
+
+class Attentive(nn.Module):
+    """The encoder's top layers under a head: log-probabilities of texts whose padding attention must not see."""
+
+    def __init__(self, encoder: Encoder, classes: int) -> None:
+        super().__init__()
+        self.layers = encoder.copy_top()
+        self.names = linear_names(self.layers)
+        self.head = linear(classes, encoder.dim, seed=3)
+
+    def maps(self) -> dict[str, nn.Module]:
+        modules = dict(self.layers.named_modules())
+        return {**{f"layers.{name}": modules[name] for name in self.names}, "head": self.head}
+
+    def weights(self) -> dict[str, Tensor]:
+        return {f"{name}.weight": dict(self.named_parameters())[f"{name}.weight"] for name in self.maps()}
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """n × C of n × T × d and n × T."""
+        unseen = (1.0 - mask[:, None, None, :]) * torch.finfo(torch.float32).min
+        for layer in self.layers:
+            hidden = layer(hidden, unseen)
+        logits = self.head(SCALE * nn.functional.normalize(pool(hidden, mask), dim=1))
+        return torch.log_softmax(logits, dim=1)
+
+
+def by_loop(model: Attentive, hidden: Tensor, mask: Tensor, labels: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """One backward pass a sample and label; Σ weight · (∂ log p(label) / ∂W)²."""
+    weights = model.weights()
+    total = {name: torch.zeros_like(value) for name, value in weights.items()}
+    for row in range(len(hidden)):
+        for label, share in zip(labels[row], weight[row], strict=True):
+            logarithm = model(hidden[row : row + 1], mask[row : row + 1])[0, label]
+            gradients = torch.autograd.grad(logarithm, list(weights.values()))
+            for name, gradient in zip(weights, gradients, strict=True):
+                total[name] += share * gradient**2
+    return {name: value / len(hidden) for name, value in total.items()}
+
+
+def by_func(model: Attentive, hidden: Tensor, mask: Tensor, labels: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """The same sum by vmap over samples and, inside it, labels."""
+
+    def logarithm(weights: Mapping[str, Tensor], row: Tensor, seen: Tensor, label: Tensor) -> Tensor:
+        found: Tensor = functional_call(model, dict(weights), (row.unsqueeze(0), seen.unsqueeze(0)))
+        return found[0].gather(0, label.unsqueeze(0))[0]
+
+    weights = {name: value.detach() for name, value in model.weights().items()}
+    of_labels = vmap(grad(logarithm), in_dims=(None, None, None, 0))
+    gradients = vmap(of_labels, in_dims=(None, 0, 0, 0))(weights, hidden, mask, labels)
+    shares = weight / len(hidden)
+    return {name: torch.einsum("nl,nl...->...", shares, value**2) for name, value in gradients.items()}
+
+
+@pytest.fixture(scope="module")
+def eager_encoder(tiny_encoder: Path) -> Encoder:
+    """vmap goes through no other attention."""
+    model = AutoModel.from_pretrained(tiny_encoder, local_files_only=True, attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder, local_files_only=True)
+    return Encoder(model, tokenizer, name="tiny", fingerprint="", max_tokens=32, adapted_layers=2)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_hooks_a_loop_and_torch_func_give_the_same(eager_encoder: Encoder, requests: Requests, head: str) -> None:
+    texts = [text for text, _ in requests(("card", "login", "parcel"), 4)]
+    texts[0] = texts[0] + " please help can you not work does"
+    trunk = eager_encoder.trunk(eager_encoder.tokens(texts))
+    hidden, mask = trunk.hidden, trunk.mask.float()
+    assert len(set(mask.sum(1).tolist())) > 1, "texts of one length would not show whether padding counts"
+    model, classes = Attentive(eager_encoder, HEADS[head]), HEADS[head]
+    with torch.no_grad():
+        probabilities = model(hidden, mask).exp()
+    if classes <= EXACT_CLASSES:
+        labels, weight = torch.arange(classes).expand(len(texts), classes), probabilities
+    else:
+        labels = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(5))
+        weight = torch.ones(len(texts), 1)
+    for parameter in model.parameters():
+        parameter.requires_grad_()
+    loop = by_loop(model, hidden, mask, labels, weight)
+    func = by_func(model, hidden, mask, labels, weight)
+
+    def forward(_batch: int) -> tuple[Tensor, Tensor]:
+        return model(hidden, mask), torch.ones(len(texts), dtype=torch.bool)
+
+    hooks, samples = fisher_information(model.maps(), [0], forward, generator=torch.Generator().manual_seed(5))
+    assert samples == len(texts)
+    assert set(loop) == set(func) == {f"{name}.weight" for name in hooks}
+    assert len(loop) == 2 * 6 + 1
+    for name, value in hooks.items():
+        wanted = loop[f"{name}.weight"]
+        assert float(wanted.max()) > 0
+        floor = 1e-5 * float(wanted.mean())
+        torch.testing.assert_close(func[f"{name}.weight"], wanted, rtol=1e-5, atol=floor)
+        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=floor)
 
 
 # ── the penalty ──
@@ -115,6 +255,20 @@ def test_penalty_and_gradient_are_those_of_the_formula() -> None:
     assert penalty.item() == pytest.approx(3.125)
     assert theta.grad is not None
     assert theta.grad.tolist() == [[1.0, 0.0], [4.0, -0.5]]
+
+
+def test_an_anchor_without_information_holds_nothing() -> None:
+    assert float(Anchor({}, {}, 0).penalty({})) == 0
+
+
+def test_an_anchor_goes_to_another_device_whole() -> None:
+    anchor = anchor_of([[1.0, 2.0]], [[3.0, 4.0]])
+    # "meta" is a device without data that every machine has, and that refuses to be mixed with another.
+    moved = anchor.to("meta")
+    assert moved.theta["head"].is_meta
+    assert moved.penalty({"head": torch.ones(3, 2, device="meta")}).is_meta
+    assert moved.samples == 10
+    assert not anchor.theta["head"].is_meta
 
 
 def test_at_the_anchor_the_penalty_is_0() -> None:
