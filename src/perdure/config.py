@@ -189,6 +189,9 @@ class LoraSettings(Section):
     """Rows in one training step."""
     learning_rate: Positive = 5e-4
     """Of AdamW, at its peak."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the large matrix products while training; `auto` takes bfloat16 where the device has instructions for it.
+    Factors, head and all else are float32."""
     ewc: Annotated[float, Field(ge=0)] = 100.0
     """λ of the EWC penalty (λ/2)·Σ F·(θ−θ*)²; 0 switches it off."""
     fisher_decay: Share = 0.9

@@ -6,50 +6,26 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from perdure.config import LoraSettings
 from perdure.learn.batches import mixed_batches
-from perdure.learn.ewc import EXACT_CLASSES, Anchor, decayed_sum, fisher_information
-from perdure.model.adapter import AdapterShape, linear_names
-from perdure.model.encoder import Encoder, Trunk, pool
-from perdure.records import Float
+from perdure.learn.ewc import Anchor, decayed_sum
+from perdure.learn.network import HEAD, HEAD_SCALE, Champion, Network, TrainingSet
+from perdure.learn.precision import product_precision
+from perdure.model.adapter import AdapterShape
+from perdure.model.encoder import Encoder
 
 logger = logging.getLogger(__name__)
 
-HEAD = "head"
-HEAD_SCALE = 16.0
-"""Embeddings have length 1; without a scale a softmax over their projections could never be sure of anything."""
+__all__ = ["HEAD", "HEAD_SCALE", "Champion", "LoraLearner", "TrainingSet", "Update"]
+
 WARM_UP = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Champion:
-    """What an update goes on from."""
-
-    shape: AdapterShape
-    weights: Mapping[str, Tensor]
-    """`NAME.A`, `NAME.B` for each target, and `head` (C × d)."""
-    labels: tuple[str, ...]
-    anchor: Anchor | None
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingSet:
-    """What an update learns from; n_f fresh rows, then n_r replayed ones."""
-
-    texts: tuple[str, ...]
-    labels: tuple[str, ...]
-    fresh: int
-    """n_f."""
-    soft: Float | None = None
-    """The champion's probabilities for every row over `soft_labels` (n × C₀), for distillation."""
-    soft_labels: tuple[str, ...] = ()
+"""Share of the steps in which the learning rate rises."""
+CLIP = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +69,15 @@ class LoraLearner:
 
         Raises:
             ValueError: there are no rows.
+            SettingError: the encoder's device has not the precision that is wanted.
         """
         if not data.texts:
             raise ValueError("an update needs at least one row, but the training set is empty")
         rng = np.random.default_rng(self._seed)
+        dtype = product_precision(self._settings.precision, self._encoder.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
-            network = _Network(self._encoder, self._settings, data)
+            network = Network(self._encoder, self._settings, data, dtype)
         champion, dropped = network.continue_from(champion)
         if dropped:
             logger.warning("the champion's adapter and EWC anchor are not used: %s", dropped)
@@ -107,11 +85,11 @@ class LoraLearner:
         anchor = network.anchor(champion)
         steps, loss = self._train(network, data, anchor, rng)
         theta = network.theta()
-        penalty = self._settings.ewc * float(anchor.penalty(theta).detach()) if anchor else 0.0
+        penalty = self._settings.ewc * float(anchor.penalty(theta)) if anchor else 0.0
         fisher, samples = network.fisher(self._settings, rng, self._seed)
         previous = anchor.fisher if anchor else None
         new = Anchor(
-            {name: value.detach().clone() for name, value in theta.items()},
+            theta,
             decayed_sum(previous, fisher, self._settings.fisher_decay),
             samples,
         )
@@ -127,7 +105,7 @@ class LoraLearner:
         )
 
     def _train(
-        self, network: _Network, data: TrainingSet, anchor: Anchor | None, rng: np.random.Generator
+        self, network: Network, data: TrainingSet, anchor: Anchor | None, rng: np.random.Generator
     ) -> tuple[int, float]:
         settings = self._settings
         lengths = [len(ids) for ids in network.tokens]
@@ -144,166 +122,40 @@ class LoraLearner:
             for _ in range(settings.epochs)
         ]
         batches = [batch for epoch in epochs for batch in epoch]
-        optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+        parameters = network.parameters()
+        gradients = _gradients_of(parameters)
+        pull = network.pull(anchor, settings.ewc) if anchor is not None and settings.ewc else None
+        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_then_cosine(len(batches)))
-        losses: list[float] = []
+        losses: list[Tensor] = []
         for step, batch in enumerate(batches):
-            optimizer.zero_grad(set_to_none=True)
+            gradients.zero_()
             loss = network.loss(batch, settings)
-            if anchor is not None and settings.ewc:
-                loss = loss + settings.ewc * anchor.penalty(network.theta())
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            loss = loss.detach()
+            if pull is not None:
+                loss = loss + pull.add_gradients()
+            _clip(gradients)
             optimizer.step()
             schedule.step()
-            losses.append(float(loss.detach()))
+            losses.append(loss)
             self._progress(step + 1, len(batches))
         tail = losses[-max(1, len(losses) // 10) :]
-        return len(batches), sum(tail) / len(tail)
+        return len(batches), float(torch.stack(tail).mean())
 
 
-class _Network:
-    """The layers above the cut with an adapter, and a linear head."""
+def _gradients_of(parameters: Sequence[Tensor]) -> Tensor:
+    """Gives all parameters gradients that lie in one piece of memory, and returns that."""
+    gradients = torch.zeros(sum(parameter.numel() for parameter in parameters), device=parameters[0].device)
+    pieces = torch.split(gradients, [parameter.numel() for parameter in parameters])
+    for parameter, piece in zip(parameters, pieces, strict=True):
+        parameter.grad = piece.view_as(parameter)
+    return gradients
 
-    def __init__(self, encoder: Encoder, settings: LoraSettings, data: TrainingSet) -> None:
-        self._encoder = encoder
-        top = encoder.copy_top()
-        targets = linear_names(top)
-        self.shape = AdapterShape(settings.rank, settings.alpha, encoder.adapted_layers, targets)
-        config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(targets), lora_dropout=0.0)
-        inject_adapter_in_model(config, top)
-        self._top = top.eval()
-        modules = dict(top.named_modules())
-        self._maps: dict[str, Any] = {name: modules[name] for name in targets}
-        self.labels = tuple(sorted(set(data.labels)))
-        self.head = nn.Linear(encoder.dim, len(self.labels), bias=False)
-        self.tokens = encoder.tokens(data.texts)
-        self._soft: Tensor | None = None
-        self._soft_columns: Tensor | None = None
-        self._data = data
-        self._index_labels()
 
-    def _index_labels(self) -> None:
-        column = {label: index for index, label in enumerate(self.labels)}
-        self._targets = torch.tensor([column[label] for label in self._data.labels])
-        if self._data.soft is not None:
-            known = [index for index, label in enumerate(self._data.soft_labels) if label in column]
-            soft = torch.from_numpy(self._data.soft[:, known]).float()
-            self._soft = soft / soft.sum(1, keepdim=True).clamp_min(1e-6)
-            self._soft_columns = torch.tensor([column[self._data.soft_labels[index]] for index in known])
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [p for p in self._top.parameters() if p.requires_grad] + list(self.head.parameters())
-
-    def continue_from(self, champion: Champion | None) -> tuple[Champion | None, str | None]:
-        """Takes the champion's factors over, where shapes agree; else says why not."""
-        if champion is None:
-            return None, None
-        if champion.shape != self.shape:
-            mine, theirs = self.shape.to_json(), champion.shape.to_json()
-            changed = [f"{key} was {theirs[key]} and is {mine[key]}" for key in mine if mine[key] != theirs[key]]
-            return None, "; ".join(changed)
-        with torch.no_grad():
-            for name, module in self._maps.items():
-                module.lora_A["default"].weight.copy_(champion.weights[f"{name}.A"])
-                module.lora_B["default"].weight.copy_(champion.weights[f"{name}.B"])
-        # A label that nothing is left of to replay keeps its row in the head.
-        self.labels = tuple(sorted({*self.labels, *champion.labels}))
-        self.head = nn.Linear(self._encoder.dim, len(self.labels), bias=False)
-        self._index_labels()
-        return champion, None
-
-    def start_head(self, champion: Champion | None) -> None:
-        """Starts the head at the champion's rows; for other labels at their mean embedding.
-
-        Qi et al., "Low-Shot Learning with Imprinted Weights", CVPR 2018.
-        """
-        known = champion.labels if champion else ()
-        rows = [row for row, label in enumerate(self._data.labels) if label not in known]
-        total = torch.zeros(len(self.labels), self._encoder.dim)
-        with torch.no_grad():
-            for start in range(0, len(rows), 64):
-                part = rows[start : start + 64]
-                embeddings = self.embed(self._encoder.trunk([self.tokens[row] for row in part]))
-                total.index_add_(0, self._targets[part], embeddings)
-            self.head.weight.copy_(nn.functional.normalize(total, dim=1))
-            if champion:
-                self.head.weight[self._places(champion)] = champion.weights[HEAD].float()
-
-    def anchor(self, champion: Champion | None) -> Anchor | None:
-        """The champion's anchor, its head's rows moved to the places that their labels have now."""
-        if champion is None or champion.anchor is None:
-            return None
-        # Labels that the champion's head was given after its last update come last, and the anchor does not know them.
-        anchored = champion.anchor.theta[HEAD].shape[0]
-        return champion.anchor.grown(HEAD, self._places(champion)[:anchored], len(self.labels))
-
-    def _places(self, champion: Champion) -> list[int]:
-        column = {label: index for index, label in enumerate(self.labels)}
-        return [column[label] for label in champion.labels]
-
-    def embed(self, trunk: Trunk) -> Tensor:
-        hidden = trunk.hidden
-        for layer in self._top:
-            hidden = trunk.call(layer, hidden)
-        return nn.functional.normalize(pool(hidden, trunk.mask).float(), dim=1)
-
-    def logits(self, trunk: Trunk) -> Tensor:
-        result: Tensor = self.head(HEAD_SCALE * self.embed(trunk))
-        return result
-
-    def loss(self, rows: Sequence[int], settings: LoraSettings) -> Tensor:
-        """Cross-entropy over all labels, and towards the champion's answers over those that it knows."""
-        trunk = self._encoder.trunk([self.tokens[row] for row in rows])
-        with torch.autocast(trunk.hidden.device.type, torch.bfloat16):
-            embeddings = self.embed(trunk)
-        logits = self.head(HEAD_SCALE * embeddings)
-        index = torch.tensor(list(rows))
-        loss = nn.functional.cross_entropy(logits, self._targets[index])
-        if self._soft is not None and self._soft_columns is not None and settings.distillation:
-            # Only where the champion knows the true label does it have anything to say.
-            known = torch.isin(self._targets[index], self._soft_columns)
-            if known.any():
-                mine = torch.log_softmax(logits[known][:, self._soft_columns], dim=1)
-                loss = loss - settings.distillation * (self._soft[index][known] * mine).sum(1).mean()
-        return loss
-
-    def theta(self) -> dict[str, Tensor]:
-        """The parameters that EWC speaks of: the product (α/r)·BA of each target, and the head."""
-        theta = {
-            name: self.shape.scale * (module.lora_B["default"].weight @ module.lora_A["default"].weight)
-            for name, module in self._maps.items()
-        }
-        theta[HEAD] = self.head.weight
-        return theta
-
-    def weights(self) -> dict[str, Tensor]:
-        weights: dict[str, Tensor] = {}
-        for name, module in self._maps.items():
-            weights[f"{name}.A"] = module.lora_A["default"].weight.detach().clone()
-            weights[f"{name}.B"] = module.lora_B["default"].weight.detach().clone()
-        weights[HEAD] = self.head.weight.detach().clone()
-        return weights
-
-    def fisher(self, settings: LoraSettings, rng: np.random.Generator, seed: int) -> tuple[dict[str, Tensor], int]:
-        """Fisher information of θ on a sample of the rows that were trained on."""
-        # An exact expectation costs one backward pass a class: the same budget buys fewer samples.
-        classes = len(self.labels)
-        budget = max(1, settings.fisher_samples // (classes if classes <= EXACT_CLASSES else 1))
-        drawn = rng.choice(len(self.tokens), min(budget, len(self.tokens)), replace=False)
-        rows = sorted((int(row) for row in drawn), key=lambda row: len(self.tokens[row]))
-        batches = [rows[start : start + settings.batch] for start in range(0, len(rows), settings.batch)]
-
-        def forward(batch: Sequence[int]) -> tuple[Tensor, Tensor]:
-            return self.logits(self._encoder.trunk([self.tokens[row] for row in batch])), torch.ones(
-                len(batch), dtype=torch.bool
-            )
-
-        information, samples = fisher_information(
-            {**self._maps, HEAD: self.head}, batches, forward, generator=torch.Generator().manual_seed(seed)
-        )
-        # The head sees HEAD_SCALE times the embedding, and o = Wx holds for that input: nothing to correct.
-        return information, samples
+def _clip(gradients: Tensor) -> None:
+    """Shortens the gradient to length `CLIP` where it is longer."""
+    gradients.mul_((CLIP / (gradients.norm() + 1e-6)).clamp(max=1.0))
 
 
 def _warm_up_then_cosine(steps: int) -> Callable[[int], float]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure.errors import VersionDamaged
-from perdure.model.encoder import Encoder, Trunk, pool
+from perdure.model.encoder import Cut, Encoder
 from perdure.records import Float
 
 
@@ -85,12 +85,9 @@ class Adapter:
                 layer.weight += (shape.scale * (up @ down)).to(layer.weight.device)
 
     @torch.no_grad()
-    def embed(self, trunk: Trunk) -> Tensor:
+    def embed(self, cut: Cut) -> Tensor:
         """Adapted embeddings of n texts: n × d, each of length 1."""
-        hidden = trunk.hidden
-        for layer in self._top:
-            hidden = trunk.call(layer, hidden)
-        return nn.functional.normalize(pool(hidden, trunk.mask).float(), dim=1)
+        return cut.embed(self._top)
 
     def embeddings(self, texts: Sequence[str], batch: int) -> Float:
         """Adapted embeddings of n texts, n × d, without the frozen layers' part; in batches of a fixed shape."""

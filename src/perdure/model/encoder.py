@@ -34,17 +34,30 @@ LENGTH_STEP = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Trunk:
-    """What comes out below the cut for one batch of n texts of T tokens."""
+class Cut:
+    """What enters the layers above the cut for one batch of n texts of T tokens."""
 
     hidden: Tensor
     """n × T × d: the input of the first layer above the cut."""
-    means: Tensor
-    """n × (layers below the cut + 1) × d: token means of the embedding and of each layer below the cut."""
     mask: Tensor
     """n × T, 1 where a token stands."""
     call: Callable[[nn.Module, Tensor], Tensor]
     """Runs one layer above the cut as the encoder itself would."""
+
+    def embed(self, layers: nn.ModuleList) -> Tensor:
+        """Embeddings through `layers`: n × d, float32, each of length 1."""
+        hidden = self.hidden
+        for layer in layers:
+            hidden = self.call(layer, hidden)
+        return nn.functional.normalize(pool(hidden, self.mask).float(), dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk(Cut):
+    """What comes out below the cut for one batch of n texts of T tokens."""
+
+    means: Tensor
+    """n × (layers below the cut + 1) × d: token means of the embedding and of each layer below the cut."""
 
 
 class Encoder:
@@ -79,7 +92,10 @@ class Encoder:
         self._capture = _Capture()
         self._lock = threading.Lock()
         self.top = nn.ModuleList(layers[cut:])
-        setattr(owner, attribute, nn.ModuleList([*layers[:cut], self._capture]))
+        self._owner, self._attribute = owner, attribute
+        self._whole = nn.ModuleList([*layers[:cut], self._capture])
+        self._empty = nn.ModuleList([self._capture])
+        setattr(owner, attribute, self._whole)
         self._model = model
         self._below = nn.ModuleList(layers[:cut])
 
@@ -125,16 +141,7 @@ class Encoder:
             rows: pad to this many rows by repeating the last one, so that a result does not depend on n.
         """
         longest = max(len(ids) for ids in tokens)
-        length = length or self.padded(longest)
-        rows = max(rows or 0, len(tokens))
-        pad = self._tokenizer.pad_token_id or 0
-        ids = torch.full((rows, length), pad, dtype=torch.long)
-        mask = torch.zeros((rows, length), dtype=torch.long)
-        for row in range(rows):
-            sequence = tokens[min(row, len(tokens) - 1)]
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-            mask[row, : len(sequence)] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
+        ids, mask = self._rectangle(tokens, length or self.padded(longest), max(rows or 0, len(tokens)))
         states: list[Tensor] = []
         # The capture belongs to the encoder, which the serving thread shares with the one that warms up a new version.
         with self._lock, torch.no_grad(), _recording(self._below, states):
@@ -142,7 +149,37 @@ class Encoder:
             hidden, call = self._capture.take()
         states.append(hidden)
         means = torch.stack([pool(state, mask) for state in states], dim=1)
-        return Trunk(hidden, means, mask, call)
+        return Trunk(hidden, mask, call, means)
+
+    def cut(self, tokens: Sequence[Sequence[int]], hidden: Tensor) -> Cut:
+        """What enters the layers above the cut where the states below it are known already.
+
+        The model makes the layers' other arguments (masks, position biases) itself, from n token sequences as always;
+        only the layers below the cut are left out.
+
+        Args:
+            tokens: n token sequences.
+            hidden: n × T × d, what `trunk` would give for them.
+        """
+        ids, mask = self._rectangle(tokens, hidden.shape[1], len(tokens))
+        with self._lock, torch.no_grad():
+            setattr(self._owner, self._attribute, self._empty)
+            try:
+                self._model(input_ids=ids, attention_mask=mask)
+            finally:
+                setattr(self._owner, self._attribute, self._whole)
+            _, call = self._capture.take()
+        return Cut(hidden, mask, call)
+
+    def _rectangle(self, tokens: Sequence[Sequence[int]], length: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, rows × length; rows beyond the last sequence repeat it."""
+        ids = np.full((rows, length), self._tokenizer.pad_token_id or 0, dtype=np.int64)
+        mask = np.zeros((rows, length), dtype=np.int64)
+        for row in range(rows):
+            sequence = tokens[min(row, len(tokens) - 1)]
+            ids[row, : len(sequence)] = sequence
+            mask[row, : len(sequence)] = 1
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
 
     def padded(self, length: int) -> int:
         """The padded length for sequences of at most `length` tokens."""

@@ -1,0 +1,196 @@
+"""What an update trains: the layers above the cut with low-rank factors, and a linear head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from perdure.config import LoraSettings
+from perdure.learn.ewc import EXACT_CLASSES, Anchor, fisher_information
+from perdure.learn.lowrank import in_precision, with_factors
+from perdure.learn.pull import Pull
+from perdure.model.adapter import AdapterShape, linear_names
+from perdure.model.encoder import Cut, Encoder
+from perdure.model.trunk_cache import TrunkCache
+from perdure.records import Float
+
+HEAD = "head"
+HEAD_SCALE = 16.0
+"""Embeddings have length 1; without a scale a softmax over their projections could never be sure of anything."""
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """What an update goes on from."""
+
+    shape: AdapterShape
+    weights: Mapping[str, Tensor]
+    """`NAME.A`, `NAME.B` for each target, and `head` (C × d)."""
+    labels: tuple[str, ...]
+    anchor: Anchor | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """What an update learns from; n_f fresh rows, then n_r replayed ones."""
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    fresh: int
+    """n_f."""
+    soft: Float | None = None
+    """The champion's probabilities for every row over `soft_labels` (n × C₀), for distillation."""
+    soft_labels: tuple[str, ...] = ()
+
+
+class Network:
+    """The layers above the cut with an adapter, and a linear head.
+
+    Args:
+        encoder: whose layers are adapted; it stays as it is.
+        settings: rank and scale.
+        data: the rows that will be trained on.
+        dtype: precision of the layers' large products; all else is float32.
+    """
+
+    def __init__(self, encoder: Encoder, settings: LoraSettings, data: TrainingSet, dtype: torch.dtype) -> None:
+        self._encoder = encoder
+        top = encoder.copy_top()
+        targets = linear_names(top)
+        self.shape = AdapterShape(settings.rank, settings.alpha, encoder.adapted_layers, targets)
+        self._exact, self._maps = with_factors(top, targets, settings.rank, self.shape.scale)
+        self._top = self._exact if dtype == torch.float32 else in_precision(self._exact, self._maps, dtype)
+        self.labels = tuple(sorted(set(data.labels)))
+        self.head = self._made_head()
+        self.tokens = encoder.tokens(data.texts)
+        self._trunks = TrunkCache(encoder, self.tokens, dtype=dtype)
+        self._soft: Tensor | None = None
+        self._soft_columns: Tensor | None = None
+        self._data = data
+        self._index_labels()
+
+    def _made_head(self) -> nn.Parameter:
+        return nn.Parameter(torch.zeros(len(self.labels), self._encoder.dim, device=self._encoder.device))
+
+    def _index_labels(self) -> None:
+        column = {label: index for index, label in enumerate(self.labels)}
+        device = self._encoder.device
+        self._targets = torch.tensor([column[label] for label in self._data.labels], device=device)
+        if self._data.soft is not None:
+            known = [index for index, label in enumerate(self._data.soft_labels) if label in column]
+            soft = torch.from_numpy(self._data.soft[:, known]).float().to(device)
+            self._soft = soft / soft.sum(1, keepdim=True).clamp_min(1e-6)
+            self._soft_columns = torch.tensor(
+                [column[self._data.soft_labels[index]] for index in known], dtype=torch.long, device=device
+            )
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [factor for one in self._maps.values() for factor in (one.A, one.B)] + [self.head]
+
+    def continue_from(self, champion: Champion | None) -> tuple[Champion | None, str | None]:
+        """Takes the champion's factors over, where shapes agree; else says why not."""
+        if champion is None:
+            return None, None
+        if champion.shape != self.shape:
+            mine, theirs = self.shape.to_json(), champion.shape.to_json()
+            changed = [f"{key} was {theirs[key]} and is {mine[key]}" for key in mine if mine[key] != theirs[key]]
+            return None, "; ".join(changed)
+        with torch.no_grad():
+            for name, one in self._maps.items():
+                one.A.copy_(champion.weights[f"{name}.A"])
+                one.B.copy_(champion.weights[f"{name}.B"])
+        # A label that nothing is left of to replay keeps its row in the head.
+        self.labels = tuple(sorted({*self.labels, *champion.labels}))
+        self.head = self._made_head()
+        self._index_labels()
+        return champion, None
+
+    def start_head(self, champion: Champion | None) -> None:
+        """Starts the head at the champion's rows; for other labels at their mean embedding.
+
+        Qi et al., "Low-Shot Learning with Imprinted Weights", CVPR 2018.
+        """
+        known = frozenset(champion.labels if champion else ())
+        rows = [row for row, label in enumerate(self._data.labels) if label not in known]
+        rows.sort(key=lambda row: len(self.tokens[row]))
+        total = torch.zeros_like(self.head)
+        with torch.no_grad():
+            for start in range(0, len(rows), EVALUATION_BATCH):
+                part = rows[start : start + EVALUATION_BATCH]
+                total.index_add_(0, self._targets[part], self._trunks.batch(part).embed(self._top))
+            self.head.copy_(nn.functional.normalize(total, dim=1))
+            if champion:
+                self.head[self._places(champion)] = champion.weights[HEAD].to(self.head)
+
+    def anchor(self, champion: Champion | None) -> Anchor | None:
+        """The champion's anchor, its head's rows moved to the places that their labels have now."""
+        if champion is None or champion.anchor is None:
+            return None
+        # Labels that the champion's head was given after its last update come last, and the anchor does not know them.
+        anchored = champion.anchor.theta[HEAD].shape[0]
+        return champion.anchor.grown(HEAD, self._places(champion)[:anchored], len(self.labels))
+
+    def pull(self, anchor: Anchor, strength: float) -> Pull:
+        """What draws the parameters towards `anchor`."""
+        return Pull(anchor, self._maps, {HEAD: self.head}, strength)
+
+    def _places(self, champion: Champion) -> list[int]:
+        column = {label: index for index, label in enumerate(self.labels)}
+        return [column[label] for label in champion.labels]
+
+    def _logits(self, embeddings: Tensor) -> Tensor:
+        return nn.functional.linear(HEAD_SCALE * embeddings, self.head)
+
+    def loss(self, rows: Sequence[int], settings: LoraSettings) -> Tensor:
+        """Cross-entropy over all labels, and towards the champion's answers over those that it knows."""
+        logits = self._logits(self._trunks.batch(rows).embed(self._top))
+        index = torch.tensor(list(rows), device=logits.device)
+        targets = self._targets[index]
+        loss = nn.functional.cross_entropy(logits, targets)
+        if self._soft is not None and self._soft_columns is not None and settings.distillation:
+            # Only where the champion knows the true label does it have anything to say.
+            known = torch.isin(targets, self._soft_columns)
+            if known.any():
+                mine = torch.log_softmax(logits[known][:, self._soft_columns], dim=1)
+                loss = loss - settings.distillation * (self._soft[index][known] * mine).sum(1).mean()
+        return loss
+
+    @torch.no_grad()
+    def theta(self) -> dict[str, Tensor]:
+        """The parameters that EWC speaks of: the product (α/r)·BA of each target, and the head."""
+        return {name: one.product() for name, one in self._maps.items()} | {HEAD: self.head.clone()}
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        weights: dict[str, Tensor] = {}
+        for name, one in self._maps.items():
+            weights[f"{name}.A"] = one.A.cpu().clone()
+            weights[f"{name}.B"] = one.B.cpu().clone()
+        weights[HEAD] = self.head.cpu().clone()
+        return weights
+
+    def fisher(self, settings: LoraSettings, rng: np.random.Generator, seed: int) -> tuple[dict[str, Tensor], int]:
+        """Fisher information of θ on a sample of the rows that were trained on, in float32."""
+        # An exact expectation costs one backward pass a class: the same budget buys fewer samples.
+        classes = len(self.labels)
+        budget = max(1, settings.fisher_samples // (classes if classes <= EXACT_CLASSES else 1))
+        drawn = rng.choice(len(self.tokens), min(budget, len(self.tokens)), replace=False)
+        rows = sorted((int(row) for row in drawn), key=lambda row: len(self.tokens[row]))
+        batches = [rows[start : start + settings.batch] for start in range(0, len(rows), settings.batch)]
+        head = nn.utils.skip_init(nn.Linear, self._encoder.dim, classes, bias=False)  # type: ignore[no-untyped-call]
+        head.weight = self.head
+
+        def forward(batch: Sequence[int]) -> tuple[Tensor, Tensor]:
+            trunk: Cut = self._encoder.trunk([self.tokens[row] for row in batch])
+            logits: Tensor = head(HEAD_SCALE * trunk.embed(self._exact))
+            return logits, torch.ones(len(batch), dtype=torch.bool, device=logits.device)
+
+        # The head sees HEAD_SCALE times the embedding, and o = Wx holds for that input: nothing to correct.
+        return fisher_information(
+            {**self._maps, HEAD: head}, batches, forward, generator=torch.Generator().manual_seed(seed)
+        )
