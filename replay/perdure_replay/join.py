@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from operator import attrgetter
 from typing import Any
 
 from perdure.config import MemorySettings
@@ -61,7 +62,10 @@ class Joined:
     dirty: bool = False
 
     def columns(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in COLUMNS.split(", "))
+        return tuple(_columns(self))
+
+
+_columns = attrgetter(*COLUMNS.split(", "))
 
 
 class Join:
@@ -157,14 +161,15 @@ class Join:
 
     def _prune_surplus(self, partition: str) -> int:
         bound = self._settings.join_rows
-        first_out = self._store.rows(
-            "SELECT time, id FROM interactions WHERE partition = ? ORDER BY time DESC, id DESC LIMIT 1 OFFSET ?",
-            (partition, bound),
-        )
-        if first_out:
-            self._evict("partition = ? AND (time, id) <= (?, ?)", (partition, *first_out[0]))
+        held = self._store.value("SELECT rows FROM interaction_counts WHERE partition = ?", (partition,)) or 0
+        if held > bound:
+            youngest_out = self._store.rows(
+                "SELECT time, id FROM interactions WHERE partition = ? ORDER BY time, id LIMIT 1 OFFSET ?",
+                (partition, held - bound - 1),
+            )[0]
+            self._evict("partition = ? AND (time, id) <= (?, ?)", (partition, *youngest_out))
             self._store.write(
-                "UPDATE partitions SET horizon_time = ?, horizon_id = ? WHERE name = ?", (*first_out[0], partition)
+                "UPDATE partitions SET horizon_time = ?, horizon_id = ? WHERE name = ?", (*youngest_out, partition)
             )
         surplus = self._store.value("SELECT count(*) FROM waiting WHERE partition = ?", (partition,)) - bound
         if surplus <= 0:

@@ -108,9 +108,9 @@ class ReplayMemory:
             with self._store.transaction():
                 self._reservoir.rescore()
                 self._store.set_state(half_life=self._settings.half_life_days)
-        elif labels := self._reservoir.excess():
+        elif self._reservoir.excessive:
             with self._store.transaction():
-                self._reservoir.trim(labels)
+                self._reservoir.trim()
 
     @contextmanager
     def _look(self) -> Iterator[None]:

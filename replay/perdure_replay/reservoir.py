@@ -104,23 +104,26 @@ class Reservoir:
             "UPDATE places SET score = ?, time = ?, support = max(support + ?, 0) WHERE key = ?", changed
         )
         self._enter_provenance(claim for key in (*known, *created) for claim in by_place[key])
-        self.trim({by_place[key][0].label for key in created})
+        self.trim()
         self.refresh((*known, *created))
 
     def _candidates(self, new: dict[bytes, list[Claim]]) -> dict[bytes, tuple[float, float]]:
         """Score and time of those pairs that may get a place; most of a full label's do not."""
-        worst: dict[str, tuple[float, bytes] | None] = {}
-        for label in {found[0].label for found in new.values()}:
-            full = self._store.rows(
-                "SELECT score, key FROM places WHERE label = ? ORDER BY score, key LIMIT 1 OFFSET ?",
-                (label, self._bound - 1),
-            )
-            worst[label] = full[0] if full else None
+        full = self._store.rows_in(
+            f"SELECT label FROM place_counts WHERE rows >= {self._bound} AND label IN ({{}})",
+            (found[0].label for found in new.values()),
+        )
+        worst: dict[str, tuple[float, bytes]] = {
+            label: self._store.rows(
+                "SELECT score, key FROM places WHERE label = ? ORDER BY score DESC, key DESC LIMIT 1", (label,)
+            )[0]
+            for (label,) in full
+        }
         candidates = {}
         for key, found in new.items():
             time = max(claim.time for claim in found)
             score = self._priorities.score(key, time)
-            limit = worst[found[0].label]
+            limit = worst.get(found[0].label)
             if limit is None or (score, key) < limit:
                 candidates[key] = (score, time)
         return candidates
@@ -136,24 +139,26 @@ class Reservoir:
             ((c.place, c.hash, c.interaction, c.subject, c.made, c.time, c.backs, c.text) for c in claims),
         )
 
-    def trim(self, labels: Iterable[str]) -> None:
-        """Takes the places beyond the bound away from `labels`."""
-        for label in labels:
+    def trim(self) -> None:
+        """Takes the places beyond the bound away."""
+        for label, surplus in self._store.rows(
+            "SELECT label, rows - ?1 FROM place_counts WHERE rows > ?1", (self._bound,)
+        ):
             self._store.write(
                 """
                 DELETE FROM places WHERE key IN
-                    (SELECT key FROM places WHERE label = ? ORDER BY score, key LIMIT -1 OFFSET ?)
+                    (SELECT key FROM places WHERE label = ? ORDER BY score DESC, key DESC LIMIT ?)
                 """,
-                (label, self._bound),
+                (label, surplus),
             )
 
     def refresh(self, keys: Iterable[bytes]) -> int:
         """Bounds the provenance of places and derives from it what they show; returns how many are alive no more."""
         wanted = list(keys)
         places = {
-            key: (label, support, living, source)
-            for key, label, support, living, source in self._store.rows_in(
-                "SELECT key, label, support, living, source FROM places WHERE key IN ({})", wanted
+            key: (label, support, before)
+            for key, label, support, *before in self._store.rows_in(
+                "SELECT key, label, support, living, sample, source FROM places WHERE key IN ({})", wanted
             )
         }
         found: dict[bytes, Rows] = {key: [] for key in places}
@@ -165,7 +170,8 @@ class Reservoir:
         derived = []
         stale: list[tuple[bytes]] = []
         died = 0
-        for key, (label, support, lived, source) in places.items():
+        for key, (label, support, before) in places.items():
+            lived, _, source = before
             ranked = sorted(found[key], key=lambda row: (-row[2] if self._decays else 0.0, row[1]))
             surplus += [(key, row[1]) for row in ranked[self._provenance :]]
             kept = [row for row in ranked[: self._provenance] if row[4] is not None]
@@ -173,11 +179,13 @@ class Reservoir:
             living = bool(kept) and supported
             text = kept[0][4] if kept else None
             shown = kept[0][1] if kept else None
-            before = next((row[4] for row in ranked if row[1] == source), None)
-            if not living or before != text:
+            # Only the living have an embedding, of the text that they show.
+            if lived and (not living or text != next((row[4] for row in ranked if row[1] == source), None)):
                 stale.append((key,))
             died += bool(lived) and not living
-            derived.append((living, sample_key(label, text) if living and text is not None else None, shown, key))
+            now = [int(living), sample_key(label, text) if living and text is not None else None, shown]
+            if now != before:
+                derived.append((*now, key))
         self._store.write_all("DELETE FROM provenance WHERE place = ? AND hash = ?", surplus)
         self._store.write_all("UPDATE places SET living = ?, sample = ?, source = ? WHERE key = ?", derived)
         self._store.write_all("DELETE FROM embeddings WHERE place = ?", stale)
@@ -211,13 +219,13 @@ class Reservoir:
             "UPDATE places SET score = ? WHERE key = ?",
             [(self._priorities.score(key, time), key) for key, time in rows],
         )
-        self.trim(self.excess())
+        self.trim()
         self.refresh([key for key, _ in rows])
 
-    def excess(self) -> tuple[str, ...]:
-        """Labels that have more places than the setting allows."""
-        found = self._store.rows("SELECT label FROM places GROUP BY label HAVING count(*) > ?", (self._bound,))
-        return tuple(label for (label,) in found)
+    @property
+    def excessive(self) -> bool:
+        """Whether a label has more places than the setting allows."""
+        return bool(self._store.rows("SELECT 1 FROM place_counts WHERE rows > ? LIMIT 1", (self._bound,)))
 
     def add_places(self, places: Rows) -> None:
         """Adds another reservoir's (key, label, score, time, support); `settle` must follow."""
@@ -255,7 +263,7 @@ class Reservoir:
     def settle(self) -> None:
         """Bounds what was added, and derives what it shows."""
         self._store.write("UPDATE places SET support = 0 WHERE support < 0")
-        self.trim(self.excess())
+        self.trim()
         self.refresh([key for (key,) in self._store.rows("SELECT key FROM places")])
 
     def embed_again(self, embeddings: Rows) -> None:

@@ -18,6 +18,13 @@ LOCK = "memory.lock"
 BUSY_TIMEOUT = 5.0
 """Seconds to wait for a database that another process has locked."""
 
+CACHE = 32 * 1024
+"""KiB of the database that the connection keeps in memory: with SQLite's 2 MiB, a page of records spills to disk."""
+
+LOG_PAGES = 8000
+"""Database pages in the write-ahead log (32 MiB) before they are copied into the database: SQLite's 1,000 are reached by
+one page of records, whose places lie everywhere, so that each would wait for its own copy."""
+
 CHUNK = 500
 """Values in one IN list; SQLite takes at least 999."""
 
@@ -82,6 +89,7 @@ class Store:
                     check_same_thread=False,
                 )
                 try:
+                    self._connection.execute(f"PRAGMA cache_size = -{CACHE}")
                     self._prepare()
                 except BaseException:
                     self._connection.close()
@@ -104,6 +112,7 @@ class Store:
             return
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
         self._connection.execute("PRAGMA foreign_keys = ON")
         # What was forgotten must not be readable in free pages.
         self._connection.execute("PRAGMA secure_delete = ON")
