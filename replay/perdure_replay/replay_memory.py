@@ -31,6 +31,7 @@ from perdure_replay.join import Join
 from perdure_replay.priority import Priorities, key_from_seed
 from perdure_replay.quarantine import Quarantine
 from perdure_replay.reservoir import PROVENANCE, Reservoir
+from perdure_replay.samples import Samples
 from perdure_replay.shards import assemble, opened, part_name
 from perdure_replay.split import Split
 from perdure_replay.statistics import FOLDER, Statistics
@@ -64,6 +65,8 @@ class ReplayMemory:
     ) -> None:
         self._settings = settings.memory
         self._store = Store(Path(self._settings.path), read_only=read_only, busy_timeout=busy_timeout)
+        self._looked: int | None = None
+        """What `Store.data_version` was when the views were derived."""
         try:
             if not read_only:
                 self._create(settings.seed)
@@ -85,6 +88,7 @@ class ReplayMemory:
                 clock=clock,
             )
             self._views = Views(self._store, self._settings.near_duplicate)
+            self._samples = Samples(self._store, self._views, self._settings.holdout_share)
             if not read_only:
                 self._statistics.folder.mkdir(exist_ok=True)
                 self._adopt()
@@ -114,10 +118,11 @@ class ReplayMemory:
 
     @contextmanager
     def _look(self) -> Iterator[None]:
-        """One state for all reads inside; a reader cannot know what the writer changed, and derives views anew."""
-        if self._store.read_only:
-            self._views.drop()
+        """One state for all reads inside; a reader derives views anew when the writer has committed something."""
         with self._store.snapshot():
+            if self._store.read_only and (version := self._store.data_version()) != self._looked:
+                self._views.drop()
+                self._looked = version
             yield
 
     @contextmanager
@@ -227,20 +232,7 @@ class ReplayMemory:
     def samples(self) -> tuple[Sample, ...]:
         """All living samples of all labels, pending ones included, ordered by label and place."""
         with self._look():
-            weights = {key: 1.0 / len(group) for group in self._views.near_duplicates() for key in group}
-            return tuple(
-                Sample(
-                    key=place.sample,
-                    text=place.text,
-                    label=place.label,
-                    weight=weights.get(place.sample, 1.0),
-                    held_out=is_held_out(place.sample, self._settings.holdout_share),
-                    time=place.time,
-                    provenance=place.provenance,
-                )
-                for place in self._reservoir.places()
-                if place.living
-            )
+            return self._samples.everything()
 
     def counts(self) -> MemoryCounts:
         """What is held now. `fresh` counts the labelled rows that the next turn would get."""
@@ -306,7 +298,7 @@ class ReplayMemory:
         """
         with self._look():
             keys, similarities = self._views.neighbours(vectors, k)
-            samples = {sample.key: sample for sample in self.samples()} if any(keys) else {}
+            samples = self._samples.named(key for row in keys for key in row)
         return Neighbours(
             samples=tuple(tuple(samples[key] for key in row) for row in keys),
             similarities=tuple(tuple(row) for row in similarities),
@@ -322,8 +314,8 @@ class ReplayMemory:
         Samples without an embedding come after the others, in the order of their places.
         """
         with self._look():
-            samples = {sample.key: sample for sample in self.samples() if sample.label == label and not sample.held_out}
-            return tuple(samples[key] for key in self._views.covering(tuple(samples), k))
+            samples = {sample.key: sample for sample in self._samples.of_label(label) if not sample.held_out}
+            return tuple(samples[key] for key in self._views.covering(label, tuple(samples), k))
 
     # ── doubt and forgetting ──
     def quarantine(self, rows: Sequence[Quarantined]) -> None:

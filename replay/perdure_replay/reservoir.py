@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from operator import attrgetter
+from operator import itemgetter
 
 from perdure.config import MemorySettings
 from perdure.records import sample_key
@@ -44,22 +44,6 @@ class Claim:
     backed: bool
     """It was so before, as far as `support` knows."""
     text: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One place as it is shown."""
-
-    key: bytes
-    label: str
-    index: int
-    """Position within the label, tombstones included."""
-    living: bool
-    sample: str
-    time: float
-    text: str
-    provenance: tuple[str, ...]
-    """Interactions whose label this still is."""
 
 
 class Reservoir:
@@ -281,39 +265,6 @@ class Reservoir:
             [row[:3] for row in embeddings if shown.get(row[0]) == row[3]],
         )
 
-    def places(self) -> tuple[Place, ...]:
-        """All places, by label and position; text and provenance of the living only."""
-        provenance: dict[bytes, list[str]] = {}
-        for place, interaction in self._store.rows(
-            "SELECT place, interaction FROM provenance WHERE backs = 1 AND interaction IS NOT NULL ORDER BY place, hash"
-        ):
-            provenance.setdefault(place, []).append(interaction)
-        rows = self._store.rows(
-            """
-            SELECT p.key, p.label, p.living, p.sample, p.time, s.text FROM places p
-            LEFT JOIN provenance s ON s.place = p.key AND s.hash = p.source AND p.living = 1
-            ORDER BY p.label, p.score, p.key
-            """
-        )
-        index: dict[str, int] = {}
-        found = []
-        for key, label, living, sample, time, text in rows:
-            position = index.get(label, 0)
-            index[label] = position + 1
-            found.append(
-                Place(
-                    key=key,
-                    label=label,
-                    index=position,
-                    living=bool(living),
-                    sample=sample or "",
-                    time=time,
-                    text=text or "",
-                    provenance=tuple(provenance.get(key, ())),
-                )
-            )
-        return tuple(found)
-
     def living_keys(self) -> tuple[str, ...]:
         """The sample keys of all living places."""
         return tuple(key for (key,) in self._store.rows("SELECT sample FROM places WHERE living = 1"))
@@ -331,10 +282,11 @@ class Reservoir:
     def digest(self) -> str:
         """BLAKE2b-256, in hexadecimal digits, over every label's places in order, and whether each is alive."""
         digest = hashlib.blake2b(digest_size=32)
-        for label, places in groupby(self.places(), key=attrgetter("label")):
+        rows = self._store.rows("SELECT label, key, living FROM places ORDER BY label, score, key")
+        for label, places in groupby(rows, key=itemgetter(0)):
             name = label.encode("utf-8")
             digest.update(len(name).to_bytes(4, "big") + name)
-            for place in places:
-                digest.update(place.key + (b"\1" if place.living else b"\0"))
+            for _, key, living in places:
+                digest.update(key + (b"\1" if living else b"\0"))
             digest.update(b"\2")
         return digest.hexdigest()

@@ -22,8 +22,8 @@ CACHE = 32 * 1024
 """KiB of the database that the connection keeps in memory: with SQLite's 2 MiB, a page of records spills to disk."""
 
 LOG_PAGES = 8000
-"""Database pages in the write-ahead log (32 MiB) before they are copied into the database: SQLite's 1,000 are reached by
-one page of records, whose places lie everywhere, so that each would wait for its own copy."""
+"""Database pages in the write-ahead log (32 MiB) before they are copied into the database: one page of records, whose
+places lie everywhere, reaches SQLite's 1,000, and would wait for a copy each time."""
 
 CHUNK = 500
 """Values in one IN list; SQLite takes at least 999."""
@@ -185,6 +185,10 @@ class Store:
 
     def set_state(self, **values: Any) -> None:
         self.write(f"UPDATE state SET {', '.join(f'{name} = ?' for name in values)}", list(values.values()))
+
+    def data_version(self) -> int:
+        """Changes when another connection has committed something, and only then."""
+        return int(self.value("PRAGMA data_version"))
 
     def bytes_used(self) -> int:
         """Bytes of the pages in use; free pages, which the next rows fill, do not count."""

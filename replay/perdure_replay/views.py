@@ -1,21 +1,28 @@
 """What depends on embeddings: neighbours, near-duplicates, representatives.
 
-Embeddings are in the database; the FAISS index is made from them when it is first asked for, and dropped on change.
+Embeddings are in the database; the FAISS index is made from them when it is first asked for, and dropped on change. It
+looks at every vector, so what it finds is exact; it holds them as the database does, in float16, which takes half the
+memory of a flat index and half the time of a query.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perdure.errors import UsageError
 from perdure.records import Float
 from perdure_replay.herding import herding
 from perdure_replay.store import Store
+
+QUERIES = 1000
+"""Queries answered at once; more would only take more memory."""
 
 ROUNDING = 1e-6
 """Slack of similarities, so that the same text twice has a similarity of 1."""
@@ -38,9 +45,14 @@ def faiss_module() -> ModuleType:
 @dataclass(frozen=True, slots=True)
 class _Table:
     keys: tuple[str, ...]
-    labels: tuple[str, ...]
-    vectors: Float
-    """n × d, each of length 1."""
+    rows: dict[str, range]
+    """Rows of each label: they stand together."""
+    index: Any
+    """FAISS index of n vectors; None where there are none."""
+
+    def vectors(self, rows: range) -> Float:
+        """Vectors of consecutive rows, m × d, each of length 1."""
+        return _normalised(self.index.reconstruct_n(rows.start, len(rows)))
 
 
 class Views:
@@ -50,14 +62,12 @@ class Views:
         self._store = store
         self._near_duplicate = near_duplicate
         self._table: _Table | None = None
-        self._index: Any = None
-        self._groups: tuple[frozenset[str], ...] | None = None
+        self._groups: dict[str, tuple[frozenset[str], ...]] = {}
 
     def drop(self) -> None:
         """Forgets what was derived; it is made again when asked for."""
         self._table = None
-        self._index = None
-        self._groups = None
+        self._groups = {}
 
     def embedded(self, version: str) -> frozenset[str]:
         return frozenset(
@@ -106,36 +116,39 @@ class Views:
         table = self._load()
         if not table.keys or not len(queries):
             return [[] for _ in queries], [[] for _ in queries]
-        if queries.shape[1] != table.vectors.shape[1]:
+        if queries.shape[1] != table.index.d:
             raise UsageError(
-                f"queries have {queries.shape[1]} dimensions, but memory's embeddings {table.vectors.shape[1]}: "
+                f"queries have {queries.shape[1]} dimensions, but memory's embeddings {table.index.d}: "
                 "embed both with the same version"
             )
-        faiss = faiss_module()
-        if self._index is None:
-            index = faiss.IndexFlatIP(table.vectors.shape[1])
-            index.add(table.vectors)
-            self._index = index
-        found: Float
-        similarities, found = self._index.search(_normalised(queries), min(k, len(table.keys)))
-        keys = [[table.keys[int(column)] for column in row] for row in found]
-        return keys, [[float(value) for value in row] for row in similarities]
+        keys: list[list[str]] = []
+        similarities: list[list[float]] = []
+        for start in range(0, len(queries), QUERIES):
+            rows, cosines = _search(table.index, _normalised(queries[start : start + QUERIES]), min(k, len(table.keys)))
+            keys += [[table.keys[row] for row in found] for found in rows.tolist()]
+            similarities += cosines.tolist()
+        return keys, similarities
 
     def near_duplicates(self) -> tuple[frozenset[str], ...]:
         """Connected groups of at least two keys of one label, in order of their smallest keys."""
-        if self._groups is None:
+        return tuple(sorted((group for label in self._load().rows for group in self._groups_of(label)), key=min))
+
+    def weights(self, labels: Iterable[str]) -> dict[str, float]:
+        """Of samples of `labels`, those that share their weight with near-duplicates: its part for each."""
+        return {key: 1.0 / len(group) for label in labels for group in self._groups_of(label) for key in group}
+
+    def _groups_of(self, label: str) -> tuple[frozenset[str], ...]:
+        if label not in self._groups:
             table = self._load()
-            rows: dict[str, list[int]] = {}
-            for row, label in enumerate(table.labels):
-                rows.setdefault(label, []).append(row)
-            groups = [
-                frozenset(table.keys[members[row]] for row in group)
-                for members in rows.values()
-                if len(members) > 1
-                for group in self._connected(table.vectors[members])
-            ]
-            self._groups = tuple(sorted(groups, key=min))
-        return self._groups
+            rows = table.rows.get(label, range(0))
+            self._groups[label] = (
+                tuple(
+                    frozenset(table.keys[rows[row]] for row in group) for group in self._connected(table.vectors(rows))
+                )
+                if len(rows) > 1
+                else ()
+            )
+        return self._groups[label]
 
     def _connected(self, vectors: Float) -> list[list[int]]:
         index = faiss_module().IndexFlatIP(vectors.shape[1])
@@ -158,27 +171,55 @@ class Views:
                 groups.append(group)
         return groups
 
-    def covering(self, keys: Sequence[str], k: int) -> tuple[str, ...]:
-        """k of `keys` by herding; those without an embedding come last, in the order given."""
+    def covering(self, label: str, keys: Sequence[str], k: int) -> tuple[str, ...]:
+        """k of `keys`, all of `label`, by herding; those without an embedding come last, in the order given."""
         table = self._load()
-        rows = {key: row for row, key in enumerate(table.keys)}
-        known = [key for key in keys if key in rows]
-        picks = herding(table.vectors[[rows[key] for key in known]], k) if known else ()
-        rest = (key for key in keys if key not in rows)
+        rows = table.rows.get(label, range(0))
+        places = {table.keys[row]: place for place, row in enumerate(rows)}
+        known = [key for key in keys if key in places]
+        picks = herding(table.vectors(rows)[[places[key] for key in known]], k) if known else ()
+        rest = (key for key in keys if key not in places)
         return (*(known[pick] for pick in picks), *rest)[:k]
 
     def _load(self) -> _Table:
         if self._table is None:
-            rows = self._store.rows(
+            keys: list[str] = []
+            sizes: dict[str, int] = {}
+            index: Any = None
+            for rows in self._store.each(
                 """
                 SELECT p.sample, p.label, e.vector FROM places p JOIN embeddings e ON e.place = p.key
                 WHERE p.living = 1 ORDER BY p.label, p.score, p.key
                 """
-            )
-            raw = [np.frombuffer(vector, dtype="<f2").astype(np.float32) for *_, vector in rows]
-            vectors = _normalised(np.stack(raw)) if raw else np.empty((0, 0), dtype=np.float32)
-            self._table = _Table(tuple(row[0] for row in rows), tuple(row[1] for row in rows), vectors)
+            ):
+                keys += [row[0] for row in rows]
+                for _, label, _ in rows:
+                    sizes[label] = sizes.get(label, 0) + 1
+                packed = np.frombuffer(b"".join(row[2] for row in rows), dtype="<f2").reshape(len(rows), -1)
+                if index is None:
+                    index = _empty_index(packed.shape[1])
+                index.add(packed.astype(np.float32))
+            ends = list(accumulate(sizes.values()))
+            labelled = {label: range(end - size, end) for (label, size), end in zip(sizes.items(), ends, strict=True)}
+            self._table = _Table(tuple(keys), labelled, index)
         return self._table
+
+
+def _empty_index(dimensions: int) -> Any:
+    faiss = faiss_module()
+    return faiss.IndexScalarQuantizer(dimensions, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+
+
+def _search(index: Any, queries: Float, k: int) -> tuple[NDArray[np.int64], Float]:
+    """Rows and cosines of the k nearest to each of n queries (n × d, of length 1), nearest first.
+
+    What float16 has left of a vector is not quite of length 1: the cosines are taken anew.
+    """
+    _, rows = index.search(queries, k)
+    vectors = _normalised(index.reconstruct_batch(rows.ravel())).reshape(*rows.shape, -1)
+    cosines = np.einsum("nkd,nd->nk", vectors, queries)
+    order = np.argsort(-cosines, axis=1, kind="stable")
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(cosines, order, axis=1)
 
 
 def _normalised(vectors: Float) -> Float:
