@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from types import ModuleType
 from typing import Any
 
@@ -45,14 +44,14 @@ def faiss_module() -> ModuleType:
 @dataclass(frozen=True, slots=True)
 class _Table:
     keys: tuple[str, ...]
-    rows: dict[str, range]
-    """Rows of each label: they stand together."""
+    rows: dict[str, list[int]]
+    """Rows of each label."""
     index: Any
     """FAISS index of n vectors; None where there are none."""
 
-    def vectors(self, rows: range) -> Float:
-        """Vectors of consecutive rows, m × d, each of length 1."""
-        return _normalised(self.index.reconstruct_n(rows.start, len(rows)))
+    def vectors(self, rows: Sequence[int] | NDArray[np.int64]) -> Float:
+        """Vectors of m rows, m × d, each of length 1."""
+        return _normalised(self.index.reconstruct_batch(np.asarray(rows, dtype=np.int64)))
 
 
 class Views:
@@ -124,7 +123,7 @@ class Views:
         keys: list[list[str]] = []
         similarities: list[list[float]] = []
         for start in range(0, len(queries), QUERIES):
-            rows, cosines = _search(table.index, _normalised(queries[start : start + QUERIES]), min(k, len(table.keys)))
+            rows, cosines = _search(table, _normalised(queries[start : start + QUERIES]), min(k, len(table.keys)))
             keys += [[table.keys[row] for row in found] for found in rows.tolist()]
             similarities += cosines.tolist()
         return keys, similarities
@@ -140,7 +139,7 @@ class Views:
     def _groups_of(self, label: str) -> tuple[frozenset[str], ...]:
         if label not in self._groups:
             table = self._load()
-            rows = table.rows.get(label, range(0))
+            rows = table.rows.get(label, [])
             self._groups[label] = (
                 tuple(
                     frozenset(table.keys[rows[row]] for row in group) for group in self._connected(table.vectors(rows))
@@ -174,34 +173,32 @@ class Views:
     def covering(self, label: str, keys: Sequence[str], k: int) -> tuple[str, ...]:
         """k of `keys`, all of `label`, by herding; those without an embedding come last, in the order given."""
         table = self._load()
-        rows = table.rows.get(label, range(0))
-        places = {table.keys[row]: place for place, row in enumerate(rows)}
-        known = [key for key in keys if key in places]
-        picks = herding(table.vectors(rows)[[places[key] for key in known]], k) if known else ()
-        rest = (key for key in keys if key not in places)
+        rows = {table.keys[row]: row for row in table.rows.get(label, [])}
+        known = [key for key in keys if key in rows]
+        picks = herding(table.vectors([rows[key] for key in known]), k) if known else ()
+        rest = (key for key in keys if key not in rows)
         return (*(known[pick] for pick in picks), *rest)[:k]
 
     def _load(self) -> _Table:
         if self._table is None:
             keys: list[str] = []
-            sizes: dict[str, int] = {}
+            rows: dict[str, list[int]] = {}
             index: Any = None
-            for rows in self._store.each(
+            # In the order of the keys, which is that of both tables on disk.
+            for found in self._store.each(
                 """
                 SELECT p.sample, p.label, e.vector FROM places p JOIN embeddings e ON e.place = p.key
-                WHERE p.living = 1 ORDER BY p.label, p.score, p.key
+                WHERE p.living = 1 ORDER BY p.key
                 """
             ):
-                keys += [row[0] for row in rows]
-                for _, label, _ in rows:
-                    sizes[label] = sizes.get(label, 0) + 1
-                packed = np.frombuffer(b"".join(row[2] for row in rows), dtype="<f2").reshape(len(rows), -1)
+                for row, (_, label, _) in enumerate(found, start=len(keys)):
+                    rows.setdefault(label, []).append(row)
+                keys += [key for key, *_ in found]
+                packed = np.frombuffer(b"".join(vector for *_, vector in found), dtype="<f2").reshape(len(found), -1)
                 if index is None:
                     index = _empty_index(packed.shape[1])
                 index.add(packed.astype(np.float32))
-            ends = list(accumulate(sizes.values()))
-            labelled = {label: range(end - size, end) for (label, size), end in zip(sizes.items(), ends, strict=True)}
-            self._table = _Table(tuple(keys), labelled, index)
+            self._table = _Table(tuple(keys), rows, index)
         return self._table
 
 
@@ -210,13 +207,13 @@ def _empty_index(dimensions: int) -> Any:
     return faiss.IndexScalarQuantizer(dimensions, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
 
 
-def _search(index: Any, queries: Float, k: int) -> tuple[NDArray[np.int64], Float]:
+def _search(table: _Table, queries: Float, k: int) -> tuple[NDArray[np.int64], Float]:
     """Rows and cosines of the k nearest to each of n queries (n × d, of length 1), nearest first.
 
     What float16 has left of a vector is not quite of length 1: the cosines are taken anew.
     """
-    _, rows = index.search(queries, k)
-    vectors = _normalised(index.reconstruct_batch(rows.ravel())).reshape(*rows.shape, -1)
+    _, rows = table.index.search(queries, k)
+    vectors = table.vectors(rows.ravel()).reshape(*rows.shape, -1)
     cosines = np.einsum("nkd,nd->nk", vectors, queries)
     order = np.argsort(-cosines, axis=1, kind="stable")
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(cosines, order, axis=1)
