@@ -1,0 +1,1 @@
+"""What a stream may do to a learner: come in another order, be wrong, be late, be long."""
