@@ -7,7 +7,7 @@ import pytest
 
 from contestants.base import Order
 from contestants.orders import dealt
-from perdure.backtest_arrivals import arrivals_of
+from perdure.backtest.arrivals import arrivals_of
 from perdure.dataset import DataRow, read_rows
 from perdure.errors import UsageError
 from scenario.streams import Recorded, delayed, first_labels, noisy, recorded, with_history
