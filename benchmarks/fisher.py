@@ -1,6 +1,6 @@
 """Per-sample Fisher information: a plain loop, torch.func, and the hooks that an update uses, on the same sentences.
 
-    python benchmarks/fisher.py [--repeats 9] [--threads 1 2] [--quick] [--out benchmarks/results/fisher.json]
+    python benchmarks/fisher.py [--repeats 5] [--threads 1 2] [--quick] [--out benchmarks/results/fisher.json]
 
 The diagonal Fisher information of the top three layers' linear maps and of a head over 150 labels, on one batch of 64
 sentences of 16 tokens, for labels that the model draws itself:
@@ -270,7 +270,7 @@ CASES: Mapping[str, Callable[[], Any]] = {"wide": wide, "narrow": narrow}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--quick", action="store_true")
