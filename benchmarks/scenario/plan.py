@@ -55,9 +55,9 @@ class Size:
 FULL = Size()
 QUICK = Size(
     labels=30,
-    rows=(20, 5),
+    rows=(15, 5),
     settings=("model.features=1024", "lora.epochs=1", "lora.fisher_samples=64"),
-    history=12,
+    history=10,
     last=5,
     repeats=1,
 )
