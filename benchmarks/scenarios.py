@@ -94,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n".join(lines(found.runs, verdicts, told["ablation"])))
     for name, reason in found.missing.items():
         print(f"missing: {name} ({reason})")
+    if options.quick:
+        print("quick: few rows and labels, and cheaper settings; the goals are for the whole")
     if failing(verdicts):
         print(f"goals missed: {', '.join(failing(verdicts))}")
     print(f"written to {file}")
@@ -104,7 +106,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, default=Path(os.environ.get("PERDURE_DATA", "../shared/data")) / "clinc150"
     )
-    parser.add_argument("--only", nargs="+", choices=[*SINGLE, *GROUPS], metavar="NAME", help="run these alone")
+    names = [*SINGLE, *GROUPS]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"run these alone: {', '.join(names)}")
     parser.add_argument("--eval", choices=["val", "test"], default="test", help="tune on val, report test")
     parser.add_argument("--memory-per-class", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
