@@ -31,7 +31,7 @@ def mixed_batches(
     batch: int,
     lengths: Sequence[int],
     rng: np.random.Generator,
-    pool: int = 8,
+    pool: int = 16,
 ) -> Iterator[list[int]]:
     """One epoch over n_f fresh and n_r replayed rows, in batches that hold both in the same proportion.
 

@@ -21,7 +21,7 @@ from perdure.model.encoder import Encoder
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["HEAD", "HEAD_SCALE", "Champion", "LoraLearner", "TrainingSet", "Update"]
+__all__ = ["HEAD", "HEAD_SCALE", "Champion", "LoraLearner", "Trained", "TrainingSet", "Update"]
 
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises."""
@@ -42,6 +42,20 @@ class Update:
     """Mean loss over the last tenth of the steps."""
     penalty: float
     """EWC penalty at the end, λ included."""
+    dropped: str | None
+    """Why the champion's anchor could not be used; None when it was, or there was none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A network that has been trained, before its Fisher information is known."""
+
+    network: Network
+    anchor: Anchor | None
+    """What it was held to."""
+    steps: int
+    loss: float
+    """Mean loss over the last tenth of the steps."""
     dropped: str | None
     """Why the champion's anchor could not be used; None when it was, or there was none."""
 
@@ -71,9 +85,38 @@ class LoraLearner:
             ValueError: there are no rows.
             SettingError: the encoder's device has not the precision that is wanted.
         """
+        rng = np.random.default_rng(self._seed)
+        trained = self._trained(data, champion, rng)
+        network, before = trained.network, trained.anchor
+        theta = network.theta()
+        penalty = self._settings.ewc * float(before.penalty(theta)) if before else 0.0
+        fisher, samples = network.fisher(self._settings, rng, self._seed)
+        anchor = Anchor(
+            theta, decayed_sum(before.fisher if before else None, fisher, self._settings.fisher_decay), samples
+        )
+        return Update(
+            shape=network.shape,
+            weights=network.weights(),
+            labels=network.labels,
+            anchor=anchor,
+            steps=trained.steps,
+            loss=trained.loss,
+            penalty=penalty,
+            dropped=trained.dropped,
+        )
+
+    def train(self, data: TrainingSet, champion: Champion | None) -> Trained:
+        """The training of an update alone, without the Fisher information that the next one needs.
+
+        Raises:
+            ValueError: there are no rows.
+            SettingError: the encoder's device has not the precision that is wanted.
+        """
+        return self._trained(data, champion, np.random.default_rng(self._seed))
+
+    def _trained(self, data: TrainingSet, champion: Champion | None, rng: np.random.Generator) -> Trained:
         if not data.texts:
             raise ValueError("an update needs at least one row, but the training set is empty")
-        rng = np.random.default_rng(self._seed)
         dtype = product_precision(self._settings.precision, self._encoder.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
@@ -83,28 +126,10 @@ class LoraLearner:
             logger.warning("the champion's adapter and EWC anchor are not used: %s", dropped)
         network.start_head(champion)
         anchor = network.anchor(champion)
-        steps, loss = self._train(network, data, anchor, rng)
-        theta = network.theta()
-        penalty = self._settings.ewc * float(anchor.penalty(theta)) if anchor else 0.0
-        fisher, samples = network.fisher(self._settings, rng, self._seed)
-        previous = anchor.fisher if anchor else None
-        new = Anchor(
-            theta,
-            decayed_sum(previous, fisher, self._settings.fisher_decay),
-            samples,
-        )
-        return Update(
-            shape=network.shape,
-            weights=network.weights(),
-            labels=network.labels,
-            anchor=new,
-            steps=steps,
-            loss=loss,
-            penalty=penalty,
-            dropped=dropped,
-        )
+        steps, loss = self._run(network, data, anchor, rng)
+        return Trained(network, anchor, steps, loss, dropped)
 
-    def _train(
+    def _run(
         self, network: Network, data: TrainingSet, anchor: Anchor | None, rng: np.random.Generator
     ) -> tuple[int, float]:
         settings = self._settings
