@@ -35,8 +35,8 @@ from torch import Tensor, nn
 
 from backtest_clinc import processor
 from perdure.config import LoraSettings
+from perdure.learn.device import computes_bfloat16
 from perdure.learn.lora import HEAD, HEAD_SCALE, Champion, LoraLearner, Trained, TrainingSet
-from perdure.learn.precision import computes_bfloat16
 from perdure.model.adapter import Adapter
 from perdure.model.encoder import PACKAGED, Encoder, load_encoder, pool
 

@@ -189,6 +189,8 @@ class LoraSettings(Section):
     """Rows in one training step."""
     learning_rate: Positive = 5e-4
     """Of AdamW, at its peak."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where an update trains; `auto` takes a GPU where PyTorch finds one. What it has trained is served anywhere."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the large matrix products while training; `auto` takes bfloat16 where the device has instructions for it.
     Factors, head and all else are float32."""

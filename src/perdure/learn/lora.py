@@ -13,9 +13,9 @@ from torch import Tensor
 
 from perdure.config import LoraSettings
 from perdure.learn.batches import mixed_batches
+from perdure.learn.device import product_precision, training_device
 from perdure.learn.ewc import Anchor, decayed_sum
 from perdure.learn.network import HEAD, HEAD_SCALE, Champion, Network, TrainingSet
-from perdure.learn.precision import product_precision
 from perdure.model.adapter import AdapterShape
 from perdure.model.encoder import Encoder
 
@@ -83,7 +83,7 @@ class LoraLearner:
 
         Raises:
             ValueError: there are no rows.
-            SettingError: the encoder's device has not the precision that is wanted.
+            SettingError: the device or the precision that is wanted is not there.
         """
         rng = np.random.default_rng(self._seed)
         trained = self._trained(data, champion, rng)
@@ -110,17 +110,18 @@ class LoraLearner:
 
         Raises:
             ValueError: there are no rows.
-            SettingError: the encoder's device has not the precision that is wanted.
+            SettingError: the device or the precision that is wanted is not there.
         """
         return self._trained(data, champion, np.random.default_rng(self._seed))
 
     def _trained(self, data: TrainingSet, champion: Champion | None, rng: np.random.Generator) -> Trained:
         if not data.texts:
             raise ValueError("an update needs at least one row, but the training set is empty")
-        dtype = product_precision(self._settings.precision, self._encoder.device)
+        encoder = self._encoder.on(training_device(self._settings.device))
+        dtype = product_precision(self._settings.precision, encoder.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
-            network = Network(self._encoder, self._settings, data, dtype)
+            network = Network(encoder, self._settings, data, dtype)
         champion, dropped = network.continue_from(champion)
         if dropped:
             logger.warning("the champion's adapter and EWC anchor are not used: %s", dropped)

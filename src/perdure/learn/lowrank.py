@@ -54,7 +54,7 @@ class _LowRankMap(torch.autograd.Function):
         inner = flat @ down.T
         out = nn.functional.linear(flat, weight, bias).addmm_(inner, up.T)
         ctx.save_for_backward(flat, weight, down, up, inner)
-        ctx.scale = scale
+        ctx.scale, ctx.factors = scale, A.dtype
         return out.to(x.dtype).view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -66,8 +66,8 @@ class _LowRankMap(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (delta @ weight).addmm_(through, down).to(given.dtype).view(*given.shape[:-1], -1)
-        grad_A = (through.T @ flat).float()
-        grad_B = ctx.scale * (inner.T @ delta).T.float()
+        grad_A = (through.T @ flat).to(ctx.factors)
+        grad_B = ctx.scale * (inner.T @ delta).T.to(ctx.factors)
         return grad_x, None, None, grad_A, grad_B, None
 
 

@@ -163,7 +163,7 @@ class Network:
     @torch.no_grad()
     def theta(self) -> dict[str, Tensor]:
         """The parameters that EWC speaks of: the product (α/r)·BA of each target, and the head."""
-        return {name: one.product() for name, one in self._maps.items()} | {HEAD: self.head.clone()}
+        return {name: one.product().cpu() for name, one in self._maps.items()} | {HEAD: self.head.cpu().clone()}
 
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
@@ -191,6 +191,7 @@ class Network:
             return logits, torch.ones(len(batch), dtype=torch.bool, device=logits.device)
 
         # The head sees HEAD_SCALE times the embedding, and o = Wx holds for that input: nothing to correct.
-        return fisher_information(
+        information, samples = fisher_information(
             {**self._maps, HEAD: head}, batches, forward, generator=torch.Generator().manual_seed(seed)
         )
+        return {name: value.cpu() for name, value in information.items()}, samples

@@ -13,7 +13,7 @@ import importlib.util
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,10 +109,20 @@ class Encoder:
         device: torch.device = next(self._model.parameters()).device
         return device
 
-    def to(self, device: torch.device) -> Encoder:
-        self._model.to(device)
-        self.top.to(device)
-        return self
+    def on(self, device: torch.device) -> Encoder:
+        """This encoder where it is on `device` already, else a copy of it there: others may be using this one."""
+        if self.device.type == device.type:
+            return self
+        moved = copy.copy(self)
+        moved._lock = threading.Lock()
+        # One copy of all of them, so that what they share they share still.
+        parts = (self._model, self.top, self._owner, self._whole, self._empty, self._capture, self._below)
+        with self._lock:
+            copied = copy.deepcopy(parts)
+        moved._model, moved.top, moved._owner, moved._whole, moved._empty, moved._capture, moved._below = copied
+        moved._model.to(device)
+        moved.top.to(device)
+        return moved
 
     def copy_top(self) -> nn.ModuleList:
         """Fresh copies of the frozen layers above the cut, for an adapter."""
@@ -145,8 +155,7 @@ class Encoder:
         states: list[Tensor] = []
         # The capture belongs to the encoder, which the serving thread shares with the one that warms up a new version.
         with self._lock, torch.no_grad(), _recording(self._below, states):
-            self._model(input_ids=ids, attention_mask=mask)
-            hidden, call = self._capture.take()
+            hidden, call = self._captured(ids, mask)
         states.append(hidden)
         means = torch.stack([pool(state, mask) for state in states], dim=1)
         return Trunk(hidden, mask, call, means)
@@ -165,11 +174,15 @@ class Encoder:
         with self._lock, torch.no_grad():
             setattr(self._owner, self._attribute, self._empty)
             try:
-                self._model(input_ids=ids, attention_mask=mask)
+                _, call = self._captured(ids, mask)
             finally:
                 setattr(self._owner, self._attribute, self._whole)
-            _, call = self._capture.take()
         return Cut(hidden, mask, call)
+
+    def _captured(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Callable[[nn.Module, Tensor], Tensor]]:
+        with suppress(_CutReached):
+            self._model(input_ids=ids, attention_mask=mask)
+        return self._capture.take()
 
     def _rectangle(self, tokens: Sequence[Sequence[int]], length: int, rows: int) -> tuple[Tensor, Tensor]:
         """Token ids and mask, rows × length; rows beyond the last sequence repeat it."""
@@ -296,16 +309,23 @@ def _layer_list(model: Any) -> tuple[nn.Module, str]:
     return owner, attribute
 
 
+class _CutReached(Exception):
+    """Ends a model's forward pass where the layers above the cut would begin."""
+
+
 class _Capture(nn.Module):
-    """Stands in the place of the layers above the cut and keeps what they would have been called with."""
+    """Stands in the place of the layers above the cut and keeps what they would have been called with.
+
+    It answers nothing, since models differ in what they expect of a layer, and need not go on: it raises `_CutReached`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._taken: tuple[Tensor, tuple[Any, ...], dict[str, Any]] | None = None
 
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> None:
         self._taken = (hidden, args, kwargs)
-        return hidden
+        raise _CutReached
 
     def take(self) -> tuple[Tensor, Callable[[nn.Module, Tensor], Tensor]]:
         assert self._taken is not None

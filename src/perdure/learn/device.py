@@ -1,4 +1,4 @@
-"""Which precision the large products of training are computed in."""
+"""Where an update trains, and in which precision it computes its large products there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,23 @@ import torch
 
 from perdure.errors import SettingError
 
+Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def training_device(wanted: Device) -> torch.device:
+    """The device called `wanted`; `auto` is a GPU where there is one, else the processor.
+
+    Raises:
+        SettingError: a GPU is wanted and there is none.
+    """
+    found = torch.cuda.is_available()
+    if wanted == "cuda" and not found:
+        raise SettingError(
+            "setting lora.device cannot be 'cuda': PyTorch finds no GPU here. Set it to auto or cpu, or install "
+            "a driver and a build of PyTorch for CUDA"
+        )
+    return torch.device("cuda" if found and wanted != "cpu" else "cpu")
 
 
 def product_precision(wanted: Precision, device: torch.device) -> torch.dtype:
