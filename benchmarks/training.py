@@ -259,26 +259,13 @@ class Classifier(nn.Module):
         return answer
 
 
-def trainers(
-    encoder: Encoder, name: str, settings: LoraSettings, rows: Rows, head: Tensor, seed: int, *, careful: bool
-) -> Run:
-    """Hugging Face Trainer with PEFT, as their users put them together."""
+def adapted(encoder: Encoder, name: str, settings: LoraSettings, head: Tensor) -> Any:
+    """The classifier with PEFT's factors in the maps that Perdure adapts."""
     from peft import LoraConfig, get_peft_model
-    from transformers import (
-        AutoModel,
-        AutoTokenizer,
-        DataCollatorWithPadding,
-        PrinterCallback,
-        Trainer,
-        TrainingArguments,
-        set_seed,
-    )
+    from transformers import AutoModel
 
-    set_seed(seed)
-    source = model_folder(name)
-    tokenizer = AutoTokenizer.from_pretrained(source)
     base = AutoModel.from_pretrained(
-        source, attn_implementation="sdpa", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        model_folder(name), attn_implementation="sdpa", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     ).float()
     layers = "|".join(str(layer) for layer in range(encoder.depth - encoder.adapted_layers, encoder.depth))
     config = LoraConfig(
@@ -288,12 +275,30 @@ def trainers(
         target_modules=rf".*\.layer\.({layers})\..*(query|key|value|dense)",
         modules_to_save=["head"],
     )
-    model = get_peft_model(Classifier(base, head), config)
+    return get_peft_model(Classifier(base, head), config)
+
+
+def trainers(
+    encoder: Encoder, name: str, settings: LoraSettings, rows: Rows, head: Tensor, seed: int, *, careful: bool
+) -> Run:
+    """Hugging Face Trainer with PEFT, as their users put them together."""
+    from transformers import (
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        PrinterCallback,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
+
+    set_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(name))
+    model = adapted(encoder, name, settings, head)
     column = {label: index for index, label in enumerate(rows.labels)}
     tokenized = [
         {"input_ids": ids, "labels": column[label]}
         for ids, (_, label) in zip(
-            tokenizer([text for text, _ in rows.train], truncation=True, max_length=128)["input_ids"],
+            tokenizer([text for text, _ in rows.train], truncation=True, max_length=encoder.max_tokens)["input_ids"],
             rows.train,
             strict=True,
         )
@@ -334,15 +339,17 @@ def trainers(
         samples / seconds,
         samples / cpu_seconds,
         float(losses[-1]),
-        _accuracy(_trainer_logits(model.eval(), tokenizer, texts), rows.labels, rows),
+        _accuracy(_trainer_logits(model.eval(), tokenizer, texts, encoder.max_tokens), rows.labels, rows),
     )
 
 
 @torch.no_grad()
-def _trainer_logits(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
+def _trainer_logits(model: Any, tokenizer: Any, texts: list[str], length: int) -> Tensor:
     parts = []
     for start in range(0, len(texts), 64):
-        batch = tokenizer(texts[start : start + 64], truncation=True, max_length=128, padding=True, return_tensors="pt")
+        batch = tokenizer(
+            texts[start : start + 64], truncation=True, max_length=length, padding=True, return_tensors="pt"
+        )
         parts.append(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])["logits"])
     return torch.cat(parts)
 
