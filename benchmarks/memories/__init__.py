@@ -1,0 +1,1 @@
+"""Memories and buffers beside each other, for `benchmarks/memory.py`."""
