@@ -119,6 +119,7 @@ class Trial:
             turn=self._state.number,
             seed=self._settings.seed,
             config=self._settings.model_dump(mode="json"),
+            notes=candidate.notes,
             metrics={**candidate.metrics, **_accuracies(candidate), **_latencies(artifact)},
             verdict=verdict.to_json(),
         )
@@ -157,7 +158,7 @@ class Trial:
         page = turn_page(
             number=self._state.number,
             champion=self._state.champion,
-            judged=[Judged(candidate.kind, name, verdict, candidate.evidence)],
+            judged=[Judged(candidate.kind, name, verdict, candidate.evidence, candidate.notes)],
             promoted=name if verdict.outcome == "promote" else None,
             drift=self._drift,
             counts={

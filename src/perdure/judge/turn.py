@@ -32,6 +32,8 @@ class Judged:
     version: str
     verdict: Verdict
     evidence: Evidence
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it was made."""
 
 
 def turn_page(
@@ -89,7 +91,7 @@ def _candidate(one: Judged, promoted: str | None, leading: bool) -> tuple[Sectio
         ),
     )
     # The leading verdict stands at the top of the page already.
-    said = () if leading else (one.verdict.sentence,)
+    said = (*(() if leading else (one.verdict.sentence,)), *one.notes)
     sections = [Section(f"{name}: {one.version} {fate}", said, (checks,))]
     comparison = compare(one.evidence)
     if len(one.evidence):

@@ -22,6 +22,8 @@ class Candidate:
     extra: Mapping[str, bytes]
     """Files beside the classifier's own: what the next update needs."""
     metrics: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it was made, a sentence each."""
 
     def files(self) -> dict[str, bytes]:
         """All files of the version."""

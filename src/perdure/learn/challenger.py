@@ -171,7 +171,8 @@ class Challenger:
             "replayed_rows": float(replayed),
             "share": adapted.share,
         }
-        return Candidate("lora", classifier, leverage, evidence, _anchor_file(update.anchor), metrics)
+        notes = (f"The champion's adapter and EWC anchor were not used: {update.dropped}.",) if update.dropped else ()
+        return Candidate("lora", classifier, leverage, evidence, _anchor_file(update.anchor), metrics, notes)
 
 
 def _evidence(material: Material, champion: AnalyticClassifier, share: float) -> Labelled:

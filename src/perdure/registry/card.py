@@ -76,6 +76,8 @@ class Card(_Part):
     seed: int = 0
     config: Mapping[str, Any] = {}
     metrics: Mapping[str, float] = {}
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it was made, a sentence each."""
     verdict: Mapping[str, Any] | None = None
     """What the judge said of it: outcome, sentence, checks."""
     files: Mapping[str, FileCard] = {}

@@ -50,6 +50,12 @@ def test_promoted_verdict_is_the_headline(head: Judged, lora: Judged) -> None:
     assert section(page, "v7-head").paragraphs == ()
 
 
+def test_notes_on_how_it_was_made_are_told(lora: Judged) -> None:
+    noted = replace(lora, notes=("The champion's anchor was not used: rank was 8 and is 4.",))
+    page = turn_page(number=7, champion="v6", judged=[noted], promoted=None)
+    assert section(page, "v7-lora").paragraphs == noted.notes
+
+
 def test_nothing_promoted(lora: Judged) -> None:
     page = turn_page(number=7, champion="v6", judged=[lora], promoted=None)
     assert page.headline == lora.verdict.sentence

@@ -405,6 +405,8 @@ def test_a_champion_that_was_cut_elsewhere_is_left_behind_but_compared(
     assert third is not None
     assert turns.updates[1].dropped is not None
     assert "layers was 2 and is 1" in turns.updates[1].dropped
+    assert second.notes == ()
+    assert third.notes == (f"The champion's adapter and EWC anchor were not used: {turns.updates[1].dropped}.",)
     read = turns.keep(third)
     assert read.encoder.adapted_layers == 1
     texts = [text for text, _ in later]
