@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from perdure.config import Settings
 from perdure.errors import UsageError
@@ -14,6 +13,7 @@ from perdure.judge.evidence import Evidence, Source
 from perdure.learn.candidate import Candidate
 from perdure.learn.leverage import Leverage, unseen_scores
 from perdure.learn.material import Labelled, Material
+from perdure.learn.temperature import fit_balance, fit_temperature
 from perdure.memory import Delta
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier, shared_features
 from perdure.model.encoder import Encoder
@@ -102,6 +102,7 @@ class HeadLearner:
         solution, chosen = self._solve(statistics, labels, rows, features, champion_leverage, material.turn)
         leverage = Leverage(self._leverages(solution, rows, features, material), solution.ridge, chosen)
         unseen = leave_one_out(solution.scores(features), leverage(rows.keys), rows.labels, labels)
+        balance = self._balance(unseen, rows, labels, statistics, material.turn)
         adapted = logits = None
         if champion is not None and champion.adapted is not None and encoded.adapted is not None:
             share = self._settings.memory.holdout_share
@@ -118,7 +119,8 @@ class HeadLearner:
             bandwidth=self._settings.model.bandwidth,
             labels=labels,
             weights=solution.weights,
-            temperature=fit_temperature(unseen, rows.labels, labels),
+            temperature=fit_temperature(unseen * balance, rows.labels, labels),
+            balance=balance,
             adapted=adapted,
             batch=self._settings.model.batch,
         )
@@ -169,6 +171,12 @@ class HeadLearner:
             upwards=turn % 2 == 0,
         )
         return solution, statistics.rows
+
+    def _balance(
+        self, unseen: Float, rows: Labelled, labels: Sequence[str], statistics: Statistics, turn: int
+    ) -> Float:
+        some = np.random.default_rng(self._settings.seed + turn).permutation(len(rows))[:RIDGE_ROWS]
+        return fit_balance(unseen[some], [rows.labels[row] for row in some], labels, statistics.counts)
 
     def _leverages(
         self, solution: Solution, rows: Labelled, features: Float, material: Material
@@ -229,39 +237,3 @@ def unseen_logits(before: AdaptedHead, head: AdaptedHead, rows: Labelled, embedd
         others *= np.linalg.norm(head.weights[column]) / np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-6)
         logits[mine, column] = (embeddings[mine] * others).sum(axis=1) * head.temperature
     return logits
-
-
-def fit_temperature(scores: Float, truth: Sequence[str], labels: Sequence[str]) -> float:
-    """The factor t for which softmax(t·scores) gives n unseen rows, and one error more, the highest likelihood.
-
-    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. The error more is a row like the average one,
-    with its runner-up for a label (Laplace's rule of succession): otherwise a few rows that are all right would make
-    every answer certain, and the gate believe it.
-
-    Args:
-        scores: n × C.
-        truth: n labels; rows of labels not among `labels` do not count.
-        labels: C labels.
-
-    Returns:
-        1 where there is no row, or nothing to tell apart.
-    """
-    column = {label: index for index, label in enumerate(labels)}
-    rows = [row for row, label in enumerate(truth) if label in column]
-    if not rows or len(labels) < 2:
-        return 1.0
-    picked = scores[rows].astype(np.float64)
-    answers = np.asarray([column[truth[row]] for row in rows])
-    others = picked.copy()
-    others[np.arange(len(rows)), answers] = -np.inf
-    runners_up = others.argmax(axis=1)
-
-    def loss(logarithm: float) -> float:
-        logits = picked * np.exp(logarithm)
-        top = logits.max(axis=1, keepdims=True)
-        normal = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
-        right, wrong = (normal - logits[np.arange(len(rows)), columns] for columns in (answers, runners_up))
-        return float(right.mean() + wrong.mean() / len(rows))
-
-    # Below 1/e⁴ all is uniform, above e⁶ all is certain.
-    return float(np.exp(minimize_scalar(loss, bounds=(-4.0, 6.0), method="bounded").x))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perdure.judge.comparison import LEAST_PROBABILITY
-from perdure.learn.analytic import fit_temperature
+from perdure.learn.temperature import fit_temperature
 from perdure.model.base import Scores
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier
 from perdure.records import Float

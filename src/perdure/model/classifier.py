@@ -81,6 +81,8 @@ class AnalyticClassifier(Classifier):
         labels: C labels, sorted.
         weights: D × C.
         temperature: scores are multiplied by this before the softmax.
+        balance: and by these, one for each label: ridge regression shrinks the scores of labels with few rows. By
+            default 1.
         adapted: the second head, if any.
         batch: texts in one forward pass.
     """
@@ -96,6 +98,7 @@ class AnalyticClassifier(Classifier):
         labels: Sequence[str],
         weights: Float,
         temperature: float,
+        balance: Float | None = None,
         adapted: AdaptedHead | None,
         batch: int,
     ) -> None:
@@ -106,6 +109,7 @@ class AnalyticClassifier(Classifier):
         self.features = features
         self.weights = weights
         self.temperature = temperature
+        self.balance = np.ones(len(self.labels), dtype=np.float32) if balance is None else balance
         self.adapted = adapted
         self._feature_seed = feature_seed
         self._bandwidth = bandwidth
@@ -137,7 +141,7 @@ class AnalyticClassifier(Classifier):
 
     def blend(self, scores: Float, logits: Float | None) -> Scores:
         """Probabilities from the head's scores (n × C) and the adapted head's logits over its own labels."""
-        logarithms = _log_softmax(scores * np.float32(self.temperature))
+        logarithms = _log_softmax(scores * (np.float32(self.temperature) * self.balance))
         place = {label: index for index, label in enumerate(self.adapted.labels)} if self.adapted else {}
         mine = [index for index, label in enumerate(self.labels) if label in place]
         if self.adapted is not None and logits is not None and mine:
@@ -161,6 +165,7 @@ class AnalyticClassifier(Classifier):
             labels=self.labels,
             weights=self.weights,
             temperature=self.temperature,
+            balance=self.balance,
             adapted=adapted,
             batch=self._batch,
         )
@@ -178,7 +183,7 @@ class AnalyticClassifier(Classifier):
     def finite(self) -> bool:
         """Whether all weights are finite numbers."""
         factors = self.adapted.adapter.weights.values() if self.adapted else ()
-        heads = [self.weights] + ([self.adapted.weights] if self.adapted else [])
+        heads = [self.weights, self.balance] + ([self.adapted.weights] if self.adapted else [])
         return all(bool(torch.isfinite(value).all()) for value in factors) and all(
             bool(np.isfinite(head).all()) for head in heads
         )
@@ -201,7 +206,8 @@ class AnalyticClassifier(Classifier):
             "labels": list(self.labels),
             "temperature": self.temperature,
         }
-        files = {HEAD_FILE: save({"weights": torch.from_numpy(np.ascontiguousarray(self.weights))})}
+        head = {"weights": self.weights, "balance": self.balance}
+        files = {HEAD_FILE: save({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in head.items()})}
         if self.adapted is not None:
             second = self.adapted
             description["adapted"] = {
@@ -264,7 +270,10 @@ def load_classifier(folder: Path, version: str, *, batch: int, encoder: str | No
     """
     try:
         description = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
-        weights = load_file(folder / HEAD_FILE)["weights"].numpy()
+        head = load_file(folder / HEAD_FILE)
+        weights = head["weights"].numpy()
+        # Versions that were made before labels were balanced have no such factors.
+        balance = head["balance"].numpy() if "balance" in head else np.ones(weights.shape[1], dtype=np.float32)
         wanted, drawn = description["encoder"], description["features"]
         name, fingerprint = str(wanted["name"]), str(wanted["fingerprint"])
         max_tokens, adapted_layers = int(wanted["max_tokens"]), int(wanted["adapted_layers"])
@@ -288,8 +297,11 @@ def load_classifier(folder: Path, version: str, *, batch: int, encoder: str | No
             "set registry.url to a new place and fit a first version"
         )
     features = shared_features(base.inputs, count, bandwidth, seed)
-    if weights.shape != (features.features, len(labels)):
-        raise VersionDamaged(f"version {version}: head is {weights.shape}, not {(features.features, len(labels))}")
+    if weights.shape != (features.features, len(labels)) or balance.shape != (len(labels),):
+        raise VersionDamaged(
+            f"version {version}: head is {weights.shape} with {balance.shape} factors, "
+            f"not {(features.features, len(labels))}"
+        )
     return AnalyticClassifier(
         version,
         base,
@@ -299,6 +311,7 @@ def load_classifier(folder: Path, version: str, *, batch: int, encoder: str | No
         labels=labels,
         weights=weights,
         temperature=temperature,
+        balance=balance,
         adapted=_adapted_head(base, second, tensors, version) if second else None,
         batch=batch,
     )

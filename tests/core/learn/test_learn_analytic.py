@@ -11,7 +11,7 @@ import torch
 from perdure.config import Settings
 from perdure.errors import UsageError
 from perdure.learn import analytic
-from perdure.learn.analytic import HeadLearner, fit_temperature, imprinted, unseen_logits
+from perdure.learn.analytic import HeadLearner, imprinted, unseen_logits
 from perdure.learn.candidate import Candidate
 from perdure.learn.leverage import LEVERAGE_FILE, unseen_scores
 from perdure.learn.material import Encodings, Labelled, Material
@@ -96,38 +96,6 @@ def test_absorbing_asks_for_features_that_do_not_depend_on_company(
     learner.absorb(Statistics(128), deltas(requests(LABELS, 2)), np.zeros((6, encoder.inputs), dtype=np.float32))
     learner.absorb(Statistics(128), [], np.zeros((0, encoder.inputs), dtype=np.float32))
     assert asked == [True]
-
-
-# ── temperature ──
-@pytest.mark.parametrize("temperature", [0.3, 2.0, 20.0])
-def test_a_known_temperature_is_found_again(temperature: float) -> None:
-    rng = np.random.default_rng(0)
-    logits = 2 * rng.normal(size=(6000, 4))
-    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    truth = ["abcd"[rng.choice(4, p=row)] for row in probabilities]
-    found = fit_temperature((logits / temperature).astype(np.float32), truth, "abcd")
-    assert found == pytest.approx(temperature, rel=0.06)
-
-
-def test_rows_of_labels_without_a_column_do_not_count() -> None:
-    scores = np.array([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]], dtype=np.float32)
-    alone = fit_temperature(scores, ["a", "b", "b"], ("a", "b"))
-    more = np.concatenate([scores, [[9.0, -9.0]]]).astype(np.float32)
-    assert fit_temperature(more, ["a", "b", "b", "other"], ("a", "b")) == alone
-    assert fit_temperature(scores, ["x", "y", "z"], ("a", "b")) == 1.0
-    assert fit_temperature(scores[:0], [], ("a", "b")) == 1.0
-
-
-@pytest.mark.parametrize("count", [5, 20, 500])
-def test_rows_that_are_all_right_make_an_answer_as_sure_as_they_are_many(count: int) -> None:
-    scores = np.tile(np.array([[1.0, 0.2, 0.1]], dtype=np.float32), (count, 1))
-    logits = fit_temperature(scores, ["a"] * count, "abc") * scores[0]
-    # The likeliest probability of a runner-up after n rows right and one wrong, but for what the third label takes.
-    assert np.exp(logits - np.logaddexp.reduce(logits))[0] == pytest.approx(count / (count + 1), abs=0.3 / count)
-
-
-def test_one_label_alone_needs_no_temperature() -> None:
-    assert fit_temperature(np.ones((3, 1), dtype=np.float32), ["a"] * 3, ["a"]) == 1.0
 
 
 # ── imprinting ──
@@ -275,6 +243,28 @@ def test_the_penalty_is_chosen_anew_when_rows_have_grown_by_a_fifth(
     assert tried[0] == before.leverage.ridge
     assert len(tried) == solved
     assert candidate.leverage.chosen == (24 if solved == 1 else 32)
+
+
+def test_a_label_with_few_rows_is_heard_beside_one_with_many(
+    learner: HeadLearner, encoder: Encoder, material_of: MaterialOf, requests: Requests
+) -> None:
+    pairs = [*requests(("card",), 40), *requests(("login",), 4), *requests(("parcel",), 4)]
+    candidate = first(learner, encoder, material_of, pairs)
+    balance = candidate.classifier.balance
+    assert balance[0] < 1 < balance[1] == balance[2]
+    evidence = candidate.evidence
+    unseen = unseen_scores(
+        candidate.classifier,
+        candidate.leverage,
+        encoder.features(evidence.texts, 16),
+        material_of(pairs).fresh().keys,
+        evidence.truth,
+    )
+    rare = [row for row, label in enumerate(evidence.truth) if label != "card"]
+    names = np.asarray(LABELS)
+    right = [names[scores.argmax()] == evidence.truth[row] for row, scores in zip(rare, unseen[rare], strict=True)]
+    found = [evidence.candidate.names()[row] == evidence.truth[row] for row in rare]
+    assert sum(found) > sum(right)
 
 
 def test_labels_without_enough_examples_have_no_column_and_no_evidence(
