@@ -55,10 +55,10 @@ class Size:
 FULL = Size()
 QUICK = Size(
     labels=30,
-    rows=(15, 5),
-    settings=("model.features=1024", "lora.epochs=1", "lora.fisher_samples=64"),
+    rows=(12, 5),
+    settings=("model.features=1024", "lora.epochs=1", "lora.fisher_samples=16"),
     history=10,
-    last=5,
+    last=4,
     repeats=1,
 )
 
