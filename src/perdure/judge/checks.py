@@ -272,9 +272,13 @@ def negative_flips(comparison: Comparison, settings: JudgeSettings) -> Check:
 
 
 def calibration(comparison: Comparison, settings: JudgeSettings) -> Check:
-    """Confidence means no less than before. `value` is the calibration error that the candidate adds."""
+    """Confidence means no less than before. `value` is the calibration error that the candidate adds.
+
+    Rows of new labels count too, and are errors of the champion: among rows of old labels alone, those whose label is
+    wrong and whose text is of a new one would make a candidate look too sure that answers them as they should be.
+    """
     champion = comparison.evidence.champion
-    rows = comparison.known
+    rows = comparison.known | comparison.new
     count = int(rows.sum())
     if champion is None or count < settings.min_rows:
         return Check("calibration", None, None, settings.calibration, count, f"only {counted(count, 'row')}")

@@ -230,6 +230,17 @@ class TestEveryCandidate:
         assert "calibration error 0 % → 15 %" in check.sentence
         assert found(self.judged(rows, sound, calibration=0.16), "calibration").passed
 
+    def test_calibration_counts_rows_of_new_labels(self, evidence: Make, sound: Artifact) -> None:
+        """A fifth of the labels is wrong: texts of the new label that carry an old one look like overconfidence."""
+        noisy = [("a", "a", "a", 60), ("a", "b", "c", 60), ("c", "b", "c", 240), ("c", "b", "a", 20)]
+        rows = evidence(noisy, new=("a", "b", "c"), confidence=(0.55, 0.8))
+        check = found(self.judged(rows, sound), "calibration")
+        assert check.rows == 380
+        assert check.passed
+        assert check.value < 0
+        lost = evidence([("a", "a", "a", 80), ("a", "a", "b", 20), ("c", "b", "c", 10)], new=("a", "b", "c"))
+        assert found(self.judged(lost, sound, calibration=0.05), "calibration").value > 0
+
     @pytest.mark.parametrize(("agreement", "outcome"), [(0.99, "promote"), (0.989, "keep"), (float("nan"), "keep")])
     def test_agreement(self, evidence: Make, sound: Artifact, agreement: float, outcome: str) -> None:
         verdict = self.judged(evidence(SAME), replace(sound, agreement=agreement))
