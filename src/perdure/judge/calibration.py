@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from perdure.model.base import Scores
 
 BINS = 10
 ROWS_PER_BIN = 10
@@ -55,3 +58,19 @@ def expected_error(confidence: NDArray[np.float32], right: NDArray[np.bool_]) ->
     if not parts:
         raise ValueError("no rows: calibration of nothing is not defined")
     return sum(part.rows * abs(part.confidence - part.accuracy) for part in parts) / len(confidence)
+
+
+def brier_score(scores: Scores, truth: Sequence[str]) -> float:
+    """Mean over n rows of Σ (p − y)², from 0 to 2; a label that the scores do not know has p = 0.
+
+    Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 1950.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not truth:
+        raise ValueError("no rows: the Brier score of nothing is not defined")
+    column = {label: index for index, label in enumerate(scores.labels)}
+    probabilities = scores.probabilities.astype(np.float64)
+    right = [probabilities[row, column[label]] if label in column else 0.0 for row, label in enumerate(truth)]
+    return float(((probabilities**2).sum(axis=1) - 2 * np.asarray(right) + 1).mean())

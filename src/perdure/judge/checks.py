@@ -9,11 +9,12 @@ import numpy as np
 
 from perdure.config import JudgeSettings
 from perdure.judge.artifact import Artifact
-from perdure.judge.calibration import expected_error
+from perdure.judge.calibration import brier_score, expected_error
 from perdure.judge.check import Check, counted, percent, points
 from perdure.judge.comparison import Comparison, confidences
 from perdure.judge.interval import mean, paired_difference, rows_needed
 from perdure.judge.shift import Shift
+from perdure.model.base import Scores
 
 AGREEMENT = 0.99
 """Least share of rows on which the artifact must answer like the candidate in memory."""
@@ -274,24 +275,29 @@ def negative_flips(comparison: Comparison, settings: JudgeSettings) -> Check:
 def calibration(comparison: Comparison, settings: JudgeSettings) -> Check:
     """Confidence means no less than before. `value` is the calibration error that the candidate adds.
 
-    Rows of new labels count too, and are errors of the champion: among rows of old labels alone, those whose label is
-    wrong and whose text is of a new one would make a candidate look too sure that answers them as they should be.
+    Rows of new labels count too, and are errors of the champion. Where there are such rows it also passes if all
+    probabilities together have come closer to the truth (Brier score): a champion that is always wrong on new labels,
+    and never sure, would be called better calibrated than a candidate that is nearly always right; with wrong labels
+    among the rows the more so.
     """
-    champion = comparison.evidence.champion
+    evidence = comparison.evidence
     rows = comparison.known | comparison.new
     count = int(rows.sum())
-    if champion is None or count < settings.min_rows:
+    if evidence.champion is None or count < settings.min_rows:
         return Check("calibration", None, None, settings.calibration, count, f"only {counted(count, 'row')}")
-    before = expected_error(confidences(champion)[rows], comparison.champion_right[rows])
-    after = expected_error(confidences(comparison.evidence.candidate)[rows], comparison.candidate_right[rows])
-    return Check(
-        name="calibration",
-        passed=after - before <= settings.calibration,
-        value=after - before,
-        limit=settings.calibration,
-        rows=count,
-        sentence=f"calibration error {percent(before)} → {percent(after)} (may rise by {points(settings.calibration)})",
-    )
+    before = expected_error(confidences(evidence.champion)[rows], comparison.champion_right[rows])
+    after = expected_error(confidences(evidence.candidate)[rows], comparison.candidate_right[rows])
+    passed = after - before <= settings.calibration
+    sentence = f"calibration error {percent(before)} → {percent(after)} (may rise by {points(settings.calibration)})"
+    if not passed and comparison.new.any():
+        truth = [label for label, counts in zip(evidence.truth, rows, strict=True) if counts]
+        scores = [
+            brier_score(Scores(one.labels, one.probabilities[rows]), truth)
+            for one in (evidence.champion, evidence.candidate)
+        ]
+        passed = scores[1] < scores[0]
+        sentence += f"; with the new labels the Brier score goes {scores[0]:.2f} → {scores[1]:.2f} (0 is best)"
+    return Check("calibration", passed, after - before, settings.calibration, count, sentence)
 
 
 def prediction_shift(shift: Shift | None, settings: JudgeSettings) -> Check:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from perdure.judge.calibration import bins, expected_error
+from perdure.judge.calibration import bins, brier_score, expected_error
+from perdure.model.base import Scores
 
 
 def test_bins_have_equal_mass() -> None:
@@ -38,3 +39,11 @@ def test_few_rows_make_few_bins() -> None:
 def test_equal_confidences_do_not_depend_on_order() -> None:
     right = np.array([True] * 80 + [False] * 20)
     assert expected_error(np.full(100, 0.8, dtype=np.float32), right) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_brier_score_of_known_answers() -> None:
+    scores = Scores(("a", "b"), np.array([[1, 0], [0.5, 0.5], [0.5, 0.5], [0, 1]], dtype=np.float32))
+    # Right and sure 0, undecided 0.5, undecided about a label that it does not know 1.5, wrong and sure 2.
+    assert brier_score(scores, ["a", "b", "c", "a"]) == pytest.approx((0 + 0.5 + 1.5 + 2) / 4)
+    with pytest.raises(ValueError, match="no rows"):
+        brier_score(Scores(("a",), np.zeros((0, 1), dtype=np.float32)), [])

@@ -230,6 +230,27 @@ class TestEveryCandidate:
         assert "calibration error 0 % → 15 %" in check.sentence
         assert found(self.judged(rows, sound, calibration=0.16), "calibration").passed
 
+    def test_a_champion_that_never_knows_and_never_is_sure_is_not_better_calibrated(
+        self, evidence: Make, sound: Artifact
+    ) -> None:
+        rows = evidence(
+            [("a", "a", "a", 60), ("c", "b", "c", 160), ("c", "b", "a", 60)],
+            old=("a", "b", "d", "e", "f"),
+            new=("a", "b", "c", "d", "e", "f"),
+            confidence=(0.21, 0.99),
+        )
+        check = found(self.judged(rows, sound), "calibration")
+        assert check.value == pytest.approx(0.2, abs=0.01)
+        assert check.passed
+        assert "Brier score goes 1.11 → 0.42" in check.sentence
+        wrong = evidence(
+            [("a", "a", "b", 60), ("c", "b", "a", 200), ("c", "b", "c", 20)],
+            old=("a", "b", "d", "e", "f"),
+            new=("a", "b", "c", "d", "e", "f"),
+            confidence=(0.21, 0.99),
+        )
+        assert found(self.judged(wrong, sound), "calibration").passed is False
+
     def test_calibration_counts_rows_of_new_labels(self, evidence: Make, sound: Artifact) -> None:
         """A fifth of the labels is wrong: texts of the new label that carry an old one look like overconfidence."""
         noisy = [("a", "a", "a", 60), ("a", "b", "c", 60), ("c", "b", "c", 240), ("c", "b", "a", 20)]
