@@ -15,7 +15,9 @@ from perdure.config import LoraSettings
 from perdure.learn.batches import mixed_batches
 from perdure.learn.device import product_precision, training_device
 from perdure.learn.ewc import Anchor, decayed_sum
+from perdure.learn.job import EncoderName, Job
 from perdure.learn.network import HEAD, HEAD_SCALE, Champion, Network, TrainingSet
+from perdure.learn.processes import Processes
 from perdure.model.adapter import AdapterShape
 from perdure.model.encoder import Encoder
 
@@ -117,21 +119,29 @@ class LoraLearner:
     def _trained(self, data: TrainingSet, champion: Champion | None, rng: np.random.Generator) -> Trained:
         if not data.texts:
             raise ValueError("an update needs at least one row, but the training set is empty")
+        processes = Processes.current()
+        if processes.leads and processes.count > 1:
+            processes.tell(Job(_name_of(self._encoder), self._settings, self._seed, data, champion).to_bytes())
         encoder = self._encoder.on(training_device(self._settings.device))
         dtype = product_precision(self._settings.precision, encoder.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
-            network = Network(encoder, self._settings, data, dtype)
+            network = Network(encoder, self._settings, data, dtype, processes)
         champion, dropped = network.continue_from(champion)
         if dropped:
             logger.warning("the champion's adapter and EWC anchor are not used: %s", dropped)
         network.start_head(champion)
         anchor = network.anchor(champion)
-        steps, loss = self._run(network, data, anchor, rng)
+        steps, loss = self._run(network, data, anchor, rng, processes)
         return Trained(network, anchor, steps, loss, dropped)
 
     def _run(
-        self, network: Network, data: TrainingSet, anchor: Anchor | None, rng: np.random.Generator
+        self,
+        network: Network,
+        data: TrainingSet,
+        anchor: Anchor | None,
+        rng: np.random.Generator,
+        processes: Processes,
     ) -> tuple[int, float]:
         settings = self._settings
         lengths = [len(ids) for ids in network.tokens]
@@ -149,16 +159,20 @@ class LoraLearner:
         ]
         batches = [batch for epoch in epochs for batch in epoch]
         parameters = network.parameters()
-        gradients = _gradients_of(parameters)
+        both = _gradients_of(parameters)
+        gradients = both[:-1]
         pull = network.pull(anchor, settings.ewc) if anchor is not None and settings.ewc else None
         optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_then_cosine(len(batches)))
         losses: list[Tensor] = []
         for step, batch in enumerate(batches):
-            gradients.zero_()
-            loss = network.loss(batch, settings)
-            loss.backward()  # type: ignore[no-untyped-call]
-            loss = loss.detach()
+            both.zero_()
+            part = network.loss(batch, settings)
+            if part is not None:
+                part.backward()  # type: ignore[no-untyped-call]
+                both[-1] = part.detach()
+            processes.add_up(both)
+            loss = both[-1].clone()
             if pull is not None:
                 loss = loss + pull.add_gradients()
             _clip(gradients)
@@ -171,12 +185,17 @@ class LoraLearner:
 
 
 def _gradients_of(parameters: Sequence[Tensor]) -> Tensor:
-    """Gives all parameters gradients that lie in one piece of memory, and returns that."""
-    gradients = torch.zeros(sum(parameter.numel() for parameter in parameters), device=parameters[0].device)
-    pieces = torch.split(gradients, [parameter.numel() for parameter in parameters])
+    """Gives all parameters gradients that lie in one piece of memory; that, with a place for the loss at its end."""
+    sizes = [parameter.numel() for parameter in parameters]
+    gradients = torch.zeros(sum(sizes) + 1, device=parameters[0].device)
+    pieces = torch.split(gradients[:-1], sizes)
     for parameter, piece in zip(parameters, pieces, strict=True):
         parameter.grad = piece.view_as(parameter)
     return gradients
+
+
+def _name_of(encoder: Encoder) -> EncoderName:
+    return EncoderName(encoder.name, encoder.max_tokens, encoder.adapted_layers, encoder.fingerprint)
 
 
 def _clip(gradients: Tensor) -> None:

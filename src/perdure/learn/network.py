@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from perdure.config import LoraSettings
 from perdure.learn.ewc import EXACT_CLASSES, Anchor, fisher_information
 from perdure.learn.lowrank import in_precision, with_factors
+from perdure.learn.processes import Processes
 from perdure.learn.pull import Pull
 from perdure.model.adapter import AdapterShape, linear_names
 from perdure.model.encoder import Cut, Encoder
@@ -56,9 +57,12 @@ class Network:
         settings: rank and scale.
         data: the rows that will be trained on.
         dtype: precision of the layers' large products; all else is float32.
+        processes: those that train together; each computes with its own rows.
     """
 
-    def __init__(self, encoder: Encoder, settings: LoraSettings, data: TrainingSet, dtype: torch.dtype) -> None:
+    def __init__(
+        self, encoder: Encoder, settings: LoraSettings, data: TrainingSet, dtype: torch.dtype, processes: Processes
+    ) -> None:
         self._encoder = encoder
         top = encoder.copy_top()
         targets = linear_names(top)
@@ -68,7 +72,9 @@ class Network:
         self.labels = tuple(sorted(set(data.labels)))
         self.head = self._made_head()
         self.tokens = encoder.tokens(data.texts)
-        self._trunks = TrunkCache(encoder, self.tokens, dtype=dtype)
+        self._processes = processes
+        self._mine = processes.share([len(ids) for ids in self.tokens])
+        self._trunks = TrunkCache(encoder, self.tokens, rows=sorted(self._mine), dtype=dtype)
         self._soft: Tensor | None = None
         self._soft_columns: Tensor | None = None
         self._data = data
@@ -116,13 +122,14 @@ class Network:
         Qi et al., "Low-Shot Learning with Imprinted Weights", CVPR 2018.
         """
         known = frozenset(champion.labels if champion else ())
-        rows = [row for row, label in enumerate(self._data.labels) if label not in known]
+        rows = [row for row in sorted(self._mine) if self._data.labels[row] not in known]
         rows.sort(key=lambda row: len(self.tokens[row]))
         total = torch.zeros_like(self.head)
         with torch.no_grad():
             for start in range(0, len(rows), EVALUATION_BATCH):
                 part = rows[start : start + EVALUATION_BATCH]
                 total.index_add_(0, self._targets[part], self._trunks.batch(part).embed(self._top))
+            self._processes.add_up(total)
             self.head.copy_(nn.functional.normalize(total, dim=1))
             if champion:
                 self.head[self._places(champion)] = champion.weights[HEAD].to(self.head)
@@ -146,18 +153,26 @@ class Network:
     def _logits(self, embeddings: Tensor) -> Tensor:
         return nn.functional.linear(HEAD_SCALE * embeddings, self.head)
 
-    def loss(self, rows: Sequence[int], settings: LoraSettings) -> Tensor:
-        """Cross-entropy over all labels, and towards the champion's answers over those that it knows."""
+    def loss(self, batch: Sequence[int], settings: LoraSettings) -> Tensor | None:
+        """Cross-entropy over all labels, and towards the champion's answers over those that it knows.
+
+        Both are means over `batch`. Of several processes each gives its own rows' part, and the parts add up; None
+        where it has no row.
+        """
+        rows = [row for row in batch if row in self._mine]
+        if not rows:
+            return None
         logits = self._logits(self._trunks.batch(rows).embed(self._top))
-        index = torch.tensor(list(rows), device=logits.device)
+        index = torch.tensor(rows, device=logits.device)
         targets = self._targets[index]
-        loss = nn.functional.cross_entropy(logits, targets)
+        loss = nn.functional.cross_entropy(logits, targets, reduction="sum") / len(batch)
         if self._soft is not None and self._soft_columns is not None and settings.distillation:
             # Only where the champion knows the true label does it have anything to say.
+            taught = int(torch.isin(self._targets[list(batch)], self._soft_columns).sum())
             known = torch.isin(targets, self._soft_columns)
             if known.any():
                 mine = torch.log_softmax(logits[known][:, self._soft_columns], dim=1)
-                loss = loss - settings.distillation * (self._soft[index][known] * mine).sum(1).mean()
+                loss = loss - settings.distillation * (self._soft[index][known] * mine).sum() / taught
         return loss
 
     @torch.no_grad()

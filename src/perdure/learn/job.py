@@ -1,0 +1,86 @@
+"""An update as one process tells it to the others: texts, labels, champion, settings, as safetensors with a header."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from perdure.config import LoraSettings
+from perdure.learn.ewc import Anchor
+from perdure.learn.network import Champion, TrainingSet
+from perdure.model.adapter import AdapterShape
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderName:
+    """What `load_encoder` needs to give the same encoder elsewhere."""
+
+    name: str
+    max_tokens: int
+    adapted_layers: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One update to take part in."""
+
+    encoder: EncoderName
+    settings: LoraSettings
+    seed: int
+    data: TrainingSet
+    champion: Champion | None
+
+    def to_bytes(self) -> bytes:
+        tensors: dict[str, Tensor] = {}
+        header: dict[str, Any] = {
+            "encoder": [
+                self.encoder.name,
+                self.encoder.max_tokens,
+                self.encoder.adapted_layers,
+                self.encoder.fingerprint,
+            ],
+            "settings": self.settings.model_dump(mode="json"),
+            "seed": self.seed,
+            "data": [self.data.texts, self.data.labels, self.data.fresh, self.data.soft_labels],
+        }
+        if self.data.soft is not None:
+            tensors["soft"] = torch.from_numpy(self.data.soft)
+        if self.champion is not None:
+            header["champion"] = [self.champion.shape.to_json(), self.champion.labels]
+            tensors |= {f"weights/{name}": value for name, value in self.champion.weights.items()}
+            if self.champion.anchor is not None:
+                header["samples"] = self.champion.anchor.samples
+                for kind, values in (("theta", self.champion.anchor.theta), ("fisher", self.champion.anchor.fisher)):
+                    tensors |= {f"{kind}/{name}": value for name, value in values.items()}
+        whole = {name: value.contiguous().clone() for name, value in tensors.items()}
+        return save(whole, metadata={"job": json.dumps(header)})
+
+    @classmethod
+    def from_bytes(cls, message: bytes) -> Job:
+        length = int.from_bytes(message[:8], "little")
+        header = json.loads(json.loads(message[8 : 8 + length])["__metadata__"]["job"])
+        tensors = load(message)
+
+        def part(kind: str) -> dict[str, Tensor]:
+            return {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
+
+        champion = None
+        if "champion" in header:
+            shape, labels = header["champion"]
+            anchor = Anchor(part("theta/"), part("fisher/"), header["samples"]) if "samples" in header else None
+            champion = Champion(AdapterShape.from_json(shape), part("weights/"), tuple(labels), anchor)
+        texts, labels, fresh, soft_labels = header["data"]
+        soft = tensors["soft"].numpy() if "soft" in tensors else None
+        return cls(
+            EncoderName(*header["encoder"]),
+            LoraSettings.model_validate(header["settings"]),
+            header["seed"],
+            TrainingSet(tuple(texts), tuple(labels), fresh, soft, tuple(soft_labels)),
+            champion,
+        )
