@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure.config import LoraSettings, Settings
+from perdure.errors import SettingError
 from perdure.learn.lora import HEAD, HEAD_SCALE, Champion, LoraLearner, TrainingSet, Update
 from perdure.model.adapter import Adapter
 from perdure.model.encoder import Encoder, pool
@@ -103,6 +104,59 @@ def test_the_same_seed_gives_the_same_bits(learn: Learn, data: TrainingSet) -> N
     assert_same(one.anchor.fisher, other.anchor.fisher)
     assert (one.steps, one.loss, one.penalty) == (other.steps, other.loss, other.penalty)
     assert not torch.equal(one.weights[HEAD], learn(data, seed=4).weights[HEAD])
+
+
+def test_training_alone_gives_the_weights_of_the_update(
+    encoder: Encoder, settings: Settings, data: TrainingSet, learn: Learn
+) -> None:
+    trained = LoraLearner(encoder, settings.lora, seed=0).train(data, None)
+    update = learn(data)
+    assert_same(trained.network.weights(), update.weights)
+    assert (trained.steps, trained.loss, trained.dropped) == (update.steps, update.loss, update.dropped)
+
+
+def test_rough_products_learn_what_exact_ones_do(
+    learn: Learn, data: TrainingSet, champion: Champion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where the processor has no instructions for it, PyTorch imitates bfloat16.
+    monkeypatch.setattr("perdure.learn.device.computes_bfloat16", lambda _: True)
+    exact, rough = (learn(data, champion, epochs=4, precision=name) for name in ("float32", "bfloat16"))
+    assert rough.loss == pytest.approx(exact.loss, rel=0.1)
+    moved = {name: value - champion.weights[name] for name, value in exact.weights.items()}
+    between = {name: rough.weights[name] - value for name, value in exact.weights.items()}
+    assert 0 < length_of(between) < 0.2 * length_of(moved)
+
+
+def length_of(parameters: Mapping[str, Tensor]) -> float:
+    return float(torch.cat([value.flatten() for value in parameters.values()]).norm())
+
+
+def test_the_gradient_is_cut_at_length_one(learn: Learn, data: TrainingSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        lengths.append(float(torch.cat([one.flatten() for one in gradients]).norm()))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    # Distillation times a hundred: no gradient is short by itself.
+    answers = {"card": (0.5, 0.4, 0.1), "login": (0.1, 0.5, 0.4), "parcel": (0.4, 0.1, 0.5)}
+    learn(soft_targets(data, answers, LABELS), distillation=100.0, epochs=1)
+    assert len(lengths) == 3
+    assert all(length == pytest.approx(1.0, abs=1e-3) for length in lengths)
+
+
+def test_a_device_or_precision_that_is_not_there_is_refused(
+    learn: Learn, data: TrainingSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingError, match=r"lora\.device"):
+        learn(data, device="cuda")
+    monkeypatch.setattr("perdure.learn.device.computes_bfloat16", lambda _: False)
+    with pytest.raises(SettingError, match=r"lora\.precision"):
+        learn(data, precision="bfloat16")
 
 
 def test_an_update_leaves_everybody_elses_random_numbers_alone(learn: Learn, data: TrainingSet) -> None:
