@@ -16,7 +16,7 @@ from perdure.model.encoder import load_encoder
 
 
 def run(seconds: float, loss: float = 0.5) -> training.Run:
-    return training.Run(seconds, 100 / seconds, 50 / seconds, loss, 0.75)
+    return training.Run(seconds, 100 / seconds, 50 / seconds, 25 / seconds, loss, 0.75)
 
 
 def test_ratios_are_of_medians_and_say_where_perdure_loses() -> None:
@@ -31,8 +31,10 @@ def test_ratios_are_of_medians_and_say_where_perdure_loses() -> None:
     assert found["ratios"] == {
         "perdure / trainer, by the clock": 3.5,
         "perdure / trainer, by CPU": 3.5,
+        "perdure / trainer, whole, by the clock": 3.5,
         "perdure / trainer, careful, by the clock": 0.5,
         "perdure / trainer, careful, by CPU": 0.5,
+        "perdure / trainer, careful, whole, by the clock": 0.5,
     }
 
 
@@ -72,6 +74,7 @@ def test_the_trainer_trains_what_perdure_trains(tiny_encoder: Path, careful: boo
     # Another order of the rows and another start of A, but the same problem.
     assert max(theirs.loss, mine.loss) < 0.4
     assert abs(theirs.accuracy - mine.accuracy) < 0.15
+    assert mine.whole_samples_per_second < mine.samples_per_second == pytest.approx(480 / mine.seconds)
     assert theirs.samples_per_second == pytest.approx(480 / theirs.seconds)
 
 

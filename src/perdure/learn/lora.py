@@ -70,15 +70,23 @@ class LoraLearner:
         settings: rank, epochs, strengths.
         seed: where all randomness comes from.
         progress: called with (step, steps) now and then.
+        stage: called with the name of what begins: `frozen` (the pass below the cut), `head`, `steps`.
     """
 
     def __init__(
-        self, encoder: Encoder, settings: LoraSettings, *, seed: int, progress: Callable[[int, int], None] | None = None
+        self,
+        encoder: Encoder,
+        settings: LoraSettings,
+        *,
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
+        stage: Callable[[str], None] | None = None,
     ) -> None:
         self._encoder = encoder
         self._settings = settings
         self._seed = seed
         self._progress = progress or (lambda _step, _steps: None)
+        self._stage = stage or (lambda _name: None)
 
     def update(self, data: TrainingSet, champion: Champion | None) -> Update:
         """Trains on `data`, starting from the champion's adapter where it fits.
@@ -92,13 +100,14 @@ class LoraLearner:
         network, before = trained.network, trained.anchor
         theta = network.theta()
         penalty = self._settings.ewc * float(before.penalty(theta)) if before else 0.0
-        fisher, samples = network.fisher(self._settings, rng, self._seed)
+        weights = network.weights()
+        fisher, samples = network.fisher(self._encoder, self._settings, rng, self._seed)
         anchor = Anchor(
             theta, decayed_sum(before.fisher if before else None, fisher, self._settings.fisher_decay), samples
         )
         return Update(
             shape=network.shape,
-            weights=network.weights(),
+            weights=weights,
             labels=network.labels,
             anchor=anchor,
             steps=trained.steps,
@@ -130,7 +139,11 @@ class LoraLearner:
         champion, dropped = network.continue_from(champion)
         if dropped:
             logger.warning("the champion's adapter and EWC anchor are not used: %s", dropped)
+        self._stage("frozen")
+        network.pass_below()
+        self._stage("head")
         network.start_head(champion)
+        self._stage("steps")
         anchor = network.anchor(champion)
         steps, loss = self._run(network, data, anchor, rng, processes)
         return Trained(network, anchor, steps, loss, dropped)

@@ -82,10 +82,12 @@ def with_factors(
     for name in targets:
         frozen = layers.get_submodule(name)
         assert isinstance(frozen, nn.Linear)
-        A = torch.empty(rank, frozen.in_features, device=frozen.weight.device)
+        # Drawn on the processor, so that a seed gives the same start on any device.
+        A = torch.empty(rank, frozen.in_features)
         nn.init.kaiming_uniform_(A, a=math.sqrt(5))
-        B = torch.zeros(frozen.out_features, rank, device=frozen.weight.device)
-        maps[name] = LowRankLinear(frozen, nn.Parameter(A), nn.Parameter(B), scale)
+        B = torch.zeros(frozen.out_features, rank)
+        device = frozen.weight.device
+        maps[name] = LowRankLinear(frozen, nn.Parameter(A.to(device)), nn.Parameter(B.to(device)), scale)
         layers.set_submodule(name, maps[name])
     return layers, maps
 

@@ -15,7 +15,7 @@ from perdure.learn.lowrank import in_precision, with_factors
 from perdure.learn.processes import Processes
 from perdure.learn.pull import Pull
 from perdure.model.adapter import AdapterShape, linear_names
-from perdure.model.encoder import Cut, Encoder
+from perdure.model.encoder import Encoder
 from perdure.model.trunk_cache import TrunkCache
 from perdure.records import Float
 
@@ -116,6 +116,10 @@ class Network:
         self._index_labels()
         return champion, None
 
+    def pass_below(self) -> None:
+        """Runs the frozen layers below the cut, once for all steps."""
+        self._trunks.fill()
+
     def start_head(self, champion: Champion | None) -> None:
         """Starts the head at the champion's rows; for other labels at their mean embedding.
 
@@ -189,24 +193,30 @@ class Network:
         weights[HEAD] = self.head.cpu().clone()
         return weights
 
-    def fisher(self, settings: LoraSettings, rng: np.random.Generator, seed: int) -> tuple[dict[str, Tensor], int]:
-        """Fisher information of θ on a sample of the rows that were trained on, in float32."""
+    def fisher(
+        self, encoder: Encoder, settings: LoraSettings, rng: np.random.Generator, seed: int
+    ) -> tuple[dict[str, Tensor], int]:
+        """Fisher information of θ on a sample of the rows that were trained on, in float32, where `encoder` is.
+
+        The network goes there with it: it is not trained on afterwards.
+        """
         # An exact expectation costs one backward pass a class: the same budget buys fewer samples.
         classes = len(self.labels)
         budget = max(1, settings.fisher_samples // (classes if classes <= EXACT_CLASSES else 1))
         drawn = rng.choice(len(self.tokens), min(budget, len(self.tokens)), replace=False)
         rows = sorted((int(row) for row in drawn), key=lambda row: len(self.tokens[row]))
         batches = [rows[start : start + settings.batch] for start in range(0, len(rows), settings.batch)]
-        head = nn.utils.skip_init(nn.Linear, self._encoder.dim, classes, bias=False)  # type: ignore[no-untyped-call]
-        head.weight = self.head
+        layers = self._exact.to(encoder.device)
+        head = nn.utils.skip_init(nn.Linear, encoder.dim, classes, bias=False)  # type: ignore[no-untyped-call]
+        head.weight = nn.Parameter(self.head.detach().to(encoder.device))
 
         def forward(batch: Sequence[int]) -> tuple[Tensor, Tensor]:
-            trunk: Cut = self._encoder.trunk([self.tokens[row] for row in batch])
-            logits: Tensor = head(HEAD_SCALE * trunk.embed(self._exact))
+            tokens = [self.tokens[row] for row in batch]
+            trunk = encoder.trunk(tokens, length=max(len(ids) for ids in tokens))
+            logits: Tensor = head(HEAD_SCALE * trunk.embed(layers))
             return logits, torch.ones(len(batch), dtype=torch.bool, device=logits.device)
 
         # The head sees HEAD_SCALE times the embedding, and o = Wx holds for that input: nothing to correct.
-        information, samples = fisher_information(
+        return fisher_information(
             {**self._maps, HEAD: head}, batches, forward, generator=torch.Generator().manual_seed(seed)
         )
-        return {name: value.cpu() for name, value in information.items()}, samples

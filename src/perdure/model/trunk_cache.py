@@ -47,7 +47,7 @@ class TrunkCache:
         size = int(ends[fits - 1]) if fits else 0
         # The last state is 0 and stands wherever a batch is padded.
         self._states = torch.zeros(size + 1, encoder.dim, device=encoder.device)
-        self._fill()
+        self._filled = False
 
     @property
     def nbytes(self) -> int:
@@ -59,7 +59,11 @@ class TrunkCache:
         """Texts whose states are kept."""
         return len(self._kept)
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
+        """Computes what is kept, where that was not done; the first batch would do it, too."""
+        if self._filled:
+            return
+        self._filled = True
         start = 0
         while start < len(self._kept):
             # Sorted by length, so the longest of the first so many is the last of them.
@@ -79,6 +83,7 @@ class TrunkCache:
 
     def batch(self, rows: Sequence[int]) -> Cut:
         """What enters the layers above the cut for `rows`, padded to the longest of them."""
+        self.fill()
         tokens = [self._tokens[row] for row in rows]
         length = max(len(ids) for ids in tokens)
         places = np.full((len(rows), length), len(self._states) - 1, dtype=np.int64)
