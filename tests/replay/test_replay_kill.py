@@ -1,12 +1,11 @@
 """A memory is killed at any write: what is found is the state before it or after it, and nothing is lost.
 
-The life that is cut off, and where, is in `killed_writes.py`. With EACH = 1 it is cut off at every place there is.
+The life that is cut off, and where, is in `killed_writes.py`; run by hand with EACH = 1, it tries every place there is.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,6 @@ SCRIPT = Path(__file__).with_name("killed_writes.py")
 
 @pytest.mark.parametrize(("part", "each", "steps"), [("statements", 13, 7), ("files", 9, 9)])
 def test_killed_at_any_write_it_goes_on(tmp_path: Path, part: str, each: int, steps: int) -> None:
-    each = int(os.environ.get("PERDURE_KILL_EACH", each))
     run = subprocess.run(
         [sys.executable, str(SCRIPT), part, str(tmp_path), str(each)],
         capture_output=True,
