@@ -53,6 +53,15 @@ def test_a_page_costs_what_it_brings(world: Any, opened: Open) -> None:
     assert costs[1] < 1.3 * costs[0]
 
 
+def test_a_full_label_refuses_only_what_would_not_stay(world: Any, opened: Open) -> None:
+    records = stream(world, 0, 60)
+    whole = opened(records, name="whole", per_class=4)
+    parts = opened(name="parts", per_class=4)
+    for start in range(0, len(records), 6):
+        parts.ingest(world.page(records[start : start + 6], start=start))
+    assert (parts.digest(), parts.samples()) == (whole.digest(), whole.samples())
+
+
 def circle(count: int) -> Float:
     angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
