@@ -171,7 +171,7 @@ def results(names: list[str], size: Size, out: Path, failed: Mapping[str, str]) 
             if isinstance(value, int | float) and value and ours[section].get(key) and key not in ("offered", "kept")
         }
         for name, theirs in memories.items()
-        if name != CHOSEN
+        if not name.startswith(CHOSEN)
     }
     worse = [
         f"{key}: {ratio:g} times that of {name}"

@@ -52,6 +52,9 @@ class Contestant(ABC):
     def open(self) -> None:
         """Opens what was saved, in a new process."""
 
+    def close(self) -> None:  # noqa: B027 (most have nothing to give back)
+        """Gives back what `open` took."""
+
     def first(self) -> object:
         """Reads one sample of a memory that answers no queries."""
         raise NotImplementedError

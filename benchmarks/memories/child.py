@@ -127,7 +127,9 @@ def answer(name: str, task: Task) -> Answered:
     contestant.open()
     if not isinstance(contestant, Answering):
         contestant.first()
-        return Answered(time.perf_counter() - began, (), (), None, own_bytes() - before)
+        resumed, grown = time.perf_counter() - began, own_bytes() - before
+        contestant.close()
+        return Answered(resumed, (), (), None, grown)
     contestant.neighbours(queries[:1], NEIGHBOURS)
     resumed = time.perf_counter() - began
     found: list[set[int]] = []
@@ -139,6 +141,7 @@ def answer(name: str, task: Task) -> Answered:
         found.append(set(numbers))
     asked = len(queries) - 1
     grown = own_bytes() - before
+    contestant.close()
     truth = [set(row) for row in json.loads((Path(task.folder).parent / TRUTH).read_text(encoding="utf-8"))]
     return Answered(resumed, tuple(spent[:asked]), tuple(spent[asked:]), recall(found[:asked], truth[1:]), grown)
 
@@ -150,6 +153,7 @@ def settle(name: str, task: Task) -> None:
     if not isinstance(contestant, Answering):
         raise TypeError(f"{name} finds no neighbours: settle with one that does")
     numbers = np.asarray(sorted(contestant.kept()))
+    contestant.close()
     np.save(Path(task.folder) / "numbers.npy", numbers)
     right = exact(contestant.workload.vectors[numbers], contestant.workload.queries, NEIGHBOURS)
     rows = [numbers[list(one)].tolist() for one in right]

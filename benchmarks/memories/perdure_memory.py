@@ -102,6 +102,9 @@ class Ingested(Answering):
     def open(self) -> None:
         self._memory = self._opened()
 
+    def close(self) -> None:
+        self._memory.close()
+
     def kept(self) -> Sequence[int]:
         return [number_of(sample.text) for sample in self._memory.samples()]
 
@@ -156,6 +159,9 @@ class ReservoirAlone(Contestant):
 
     def open(self) -> None:
         self._store = Store(self.folder)
+
+    def close(self) -> None:
+        self._store.close()
 
     def first(self) -> object:
         return self._store.rows("SELECT * FROM provenance LIMIT 1")

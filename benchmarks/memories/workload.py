@@ -131,6 +131,7 @@ class Workload:
     """
 
     def __init__(self, folder: Path, size: Size) -> None:
+        self.folder = folder
         self.size = size
         mark = folder / "size.json"
         if not mark.is_file() or json.loads(mark.read_text(encoding="utf-8")) != asdict(size):
