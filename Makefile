@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock bench bench-continual bench-kafka kafka kafka-files test-faults clean
+.PHONY: help setup demo test check format lock bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files test-faults clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -57,6 +57,14 @@ kafka-files: setup  ## Bring what the broker of the tests runs from, once
 
 bench-continual: setup  ## Perdure beside the methods that people try first; hours (ARGS=--quick: ten minutes)
 	$(BIN)/python benchmarks/continual.py $(ARGS)
+
+bench-scenarios: setup  ## Wrong and late labels, other orders, a long history, what each part adds; an hour and more
+	$(BIN)/python benchmarks/scenarios.py $(ARGS)
+
+bench-parts: setup  ## The replay memory, the training of LoRA and its Fisher information, each beside its peers
+	$(BIN)/python benchmarks/memory.py $(ARGS)
+	$(BIN)/python benchmarks/training.py $(ARGS)
+	$(BIN)/python benchmarks/fisher.py $(ARGS)
 
 bench-kafka: setup kafka-files  ## What recording, sending, catching up and an outage cost, beside a real broker
 	$(BIN)/python benchmarks/kafka_figures.py $(ARGS)

@@ -51,7 +51,7 @@ def follow(processes: Processes) -> int:
 
 def main() -> None:
     """Starts the process group that torchrun describes, and runs this process's part."""
-    from accelerate import PartialState  # type: ignore[import-untyped]
+    from accelerate import PartialState
 
     from perdure import cli
 

@@ -28,7 +28,7 @@ COMMANDS = {
     "forget": "Remove a person's data from the stream and from memory",
 }
 
-TRAINING_ONLY = ("faiss", "peft", "evidently", "pandas", "matplotlib", "apscheduler", "scipy", "jinja2")
+TRAINING_ONLY = ("accelerate", "faiss", "peft", "evidently", "pandas", "matplotlib", "apscheduler", "scipy", "jinja2")
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import faiss
 import matplotlib.pyplot
-import peft
 import scipy.optimize
 
 import perdure.memory
@@ -33,7 +32,7 @@ from perdure.memory import open_memory
 from perdure.registry import Registry
 from perdure.stream import open_stream
 
-WARM = (faiss, matplotlib.pyplot, peft, scipy.optimize)
+WARM = (faiss, matplotlib.pyplot, scipy.optimize)
 
 # Small pages, so that a turn is killed between two of them as well.
 perdure.memory.PAGE = 60
