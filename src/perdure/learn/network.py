@@ -103,9 +103,7 @@ class Network:
         if champion is None:
             return None, None
         if champion.shape != self.shape:
-            mine, theirs = self.shape.to_json(), champion.shape.to_json()
-            changed = [f"{key} was {theirs[key]} and is {mine[key]}" for key in mine if mine[key] != theirs[key]]
-            return None, "; ".join(changed)
+            return None, self.shape.changes_from(champion.shape)
         with torch.no_grad():
             for name, one in self._maps.items():
                 one.A.copy_(champion.weights[f"{name}.A"])

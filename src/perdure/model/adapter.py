@@ -32,6 +32,26 @@ class AdapterShape:
         """Names of all factors: `TARGET.A` and `TARGET.B` for each target."""
         return tuple(f"{target}.{factor}" for target in self.targets for factor in "AB")
 
+    def changes_from(self, other: AdapterShape) -> str:
+        """What is different from `other`, in words; empty where nothing is."""
+        said = [
+            f"{name} was {before} and is {now}"
+            for name, before, now in (
+                ("rank", other.rank, self.rank),
+                ("alpha", other.alpha, self.alpha),
+                ("layers", other.layers, self.layers),
+            )
+            if before != now
+        ]
+        # Other layers have other maps; that need not be said twice.
+        if self.targets != other.targets and self.layers == other.layers:
+            gone, come = set(other.targets) - set(self.targets), set(self.targets) - set(other.targets)
+            named = ", ".join(sorted(gone | come)[:3])
+            said.append(
+                f"targets lost {len(gone)} maps and gained {len(come)} ({named}{' …' if len(gone | come) > 3 else ''})"
+            )
+        return "; ".join(said)
+
     def to_json(self) -> dict[str, Any]:
         return {"rank": self.rank, "alpha": self.alpha, "layers": self.layers, "targets": list(self.targets)}
 

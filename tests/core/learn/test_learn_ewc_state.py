@@ -201,7 +201,7 @@ def changed_targets(champion: Champion) -> Champion:
         ({"rank": 3}, "rank was 2 and is 3"),
         ({"alpha": 8}, "alpha was 4 and is 8"),
         ({"layers": 1}, "layers was 2 and is 1"),
-        ({"targets": 11}, "targets was"),
+        ({"targets": 11}, "targets lost 0 maps and gained 1 ("),
         ({"rank": 4, "alpha": 2}, "rank was 2 and is 4; alpha was 4 and is 2"),
     ],
 )

@@ -148,3 +148,12 @@ def test_an_adapter_for_another_cut_is_refused(
 def test_a_shape_goes_through_json(shape: AdapterShape) -> None:
     assert AdapterShape.from_json(shape.to_json()) == shape
     assert shape.scale == 3.0
+
+
+def test_what_changed_is_said_in_a_few_words() -> None:
+    before = AdapterShape(8, 16, 2, ("0.query", "0.key", "1.query", "1.key"))
+    assert before.changes_from(before) == ""
+    assert AdapterShape(4, 8, 2, before.targets).changes_from(before) == "rank was 8 and is 4; alpha was 16 and is 8"
+    assert AdapterShape(8, 16, 1, ("1.query", "1.key")).changes_from(before) == "layers was 2 and is 1"
+    others = AdapterShape(8, 16, 2, ("0.query", "0.value"))
+    assert others.changes_from(before) == "targets lost 3 maps and gained 1 (0.key, 0.value, 1.key …)"
