@@ -383,7 +383,8 @@ def setup(options: argparse.Namespace, rows: Rows) -> dict[str, Any]:
     """What the figures were taken with."""
     settings = LoraSettings(epochs=options.epochs)
     return {
-        "command": "python benchmarks/training.py" + (" --quick" if options.quick else ""),
+        "command": f"python benchmarks/training.py --rows {options.rows} --epochs {options.epochs} "
+        f"--repeats {options.repeats} --threads {options.threads}",
         "cores": os.cpu_count(),
         "threads": options.threads,
         "processor": processor(),

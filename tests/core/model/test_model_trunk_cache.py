@@ -78,6 +78,8 @@ def test_batches_from_the_cache_are_those_of_the_whole_encoder(kind: str, limit:
         longest = max(SIZES[row] for row in rows)
         assert cut.hidden.shape == (len(rows), longest, 32)
         assert cut.mask.sum(dim=1).tolist() == [SIZES[row] for row in rows]
+        if cache.rows == len(SIZES):
+            assert not cut.hidden[cut.mask == 0].any()
         with torch.no_grad():
             found = cut.embed(encoder.top)
         for row, embedding in zip(rows, found, strict=True):
