@@ -386,6 +386,7 @@ def setup(options: argparse.Namespace, rows: Rows) -> dict[str, Any]:
         "command": f"python benchmarks/training.py --rows {options.rows} --epochs {options.epochs} "
         f"--repeats {options.repeats} --threads {options.threads}",
         "cores": os.cpu_count(),
+        "load_at_the_end": round(os.getloadavg()[0], 1),
         "threads": options.threads,
         "processor": processor(),
         "bfloat16_in_hardware": computes_bfloat16(torch.device("cpu")),
