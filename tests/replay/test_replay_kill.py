@@ -15,7 +15,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("killed_writes.py")
 
 
-@pytest.mark.parametrize(("part", "each", "steps"), [("statements", 13, 7), ("files", 9, 9)])
+@pytest.mark.parametrize(("part", "each", "steps"), [("statements", 19, 7), ("files", 15, 8)])
 def test_killed_at_any_write_it_goes_on(tmp_path: Path, part: str, each: int, steps: int) -> None:
     run = subprocess.run(
         [sys.executable, str(SCRIPT), part, str(tmp_path), str(each)],
