@@ -4,8 +4,9 @@
                                 [--out var/bench/memory]
 
 Fills each memory in a process of its own, then opens it again in fresh ones, in turns, and asks for neighbours; writes
-benchmarks/results/memory.json. About fifteen minutes on one core, with `--quick` (50,000 samples) less than two; a run
-that was interrupted goes on where it was. Avalanche and Renate get environments of their own, with `uv`.
+benchmarks/results/memory.json. Half an hour on two busy cores; with `--quick` (50,000 samples) less than two minutes on
+free ones, once Avalanche and Renate have their environments, which `uv` makes. A run that was interrupted goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ RESULT = Path(__file__).parent / "results" / "memory.json"
 FULL = Size(offered=1_000_000, per_label=667, queries=501)
 QUICK = Size(offered=50_000, per_label=33, queries=101)
 ROUNDS = 5
+QUICK_ROUNDS = 2
+LEFT_OUT_OF_QUICK = ("avalanche balanced", "renate balanced")
+"""Most of a quick run would be their libraries' imports."""
 LIMIT = 240.0
 """Seconds that a peer may take what is offered; Perdure takes all of it."""
 CHOSEN = "perdure"
@@ -76,7 +80,7 @@ def main() -> None:
     if options.only != "answer":
         fill(options.memories, size, out, failed)
     if options.only != "fill":
-        answer([name for name in options.memories if finished(out, name, "fill")], size, out)
+        answer([name for name in options.memories if finished(out, name, "fill")], size, out, options.rounds)
         result = {"setup": setup(options, size), **results(options.memories, size, out, failed)}
         written = RESULT if not options.quick else out / RESULT.name
         written.parent.mkdir(exist_ok=True)
@@ -89,9 +93,12 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer samples; the committed result stays as it is")
     parser.add_argument("--only", choices=("fill", "answer"), help="filling bears company, the timing of answers none")
-    parser.add_argument("--memories", nargs="+", choices=list(PLACES), default=list(PLACES))
+    parser.add_argument("--memories", nargs="+", choices=list(PLACES))
     parser.add_argument("--out", type=Path, default=Path("var/bench/memory"))
     options = parser.parse_args()
+    options.rounds = QUICK_ROUNDS if options.quick else ROUNDS
+    if options.memories is None:
+        options.memories = [name for name in PLACES if not options.quick or name not in LEFT_OUT_OF_QUICK]
     if CHOSEN not in options.memories:
         options.memories.insert(0, CHOSEN)
     options.memories.sort(key=list(PLACES).index)
@@ -115,9 +122,9 @@ def fill(names: list[str], size: Size, out: Path, failed: dict[str, str]) -> Non
         print(f"{name}: {filled['offered'] / filled['seconds']:,.0f} offers/s, {filled['kept']:,} kept")
 
 
-def answer(names: list[str], size: Size, out: Path) -> None:
+def answer(names: list[str], size: Size, out: Path, rounds: int) -> None:
     """Opens and asks each in turn, several times over; once what finds no neighbours."""
-    for number in range(ROUNDS):
+    for number in range(rounds):
         for name in names:
             due = number == 0 or name == CHOSEN or name.startswith("faiss")
             if due and not finished(out, name, f"answer-{number}"):
@@ -237,7 +244,7 @@ def setup(options: argparse.Namespace, size: Size) -> dict[str, Any]:
     return {
         "command": "python benchmarks/memory.py" + (" --quick" if options.quick else ""),
         "size": asdict(size),
-        "rounds": ROUNDS,
+        "rounds": options.rounds,
         "threads": 1,
         "seconds_limit_of_peers": LIMIT,
         "cores": os.cpu_count(),
