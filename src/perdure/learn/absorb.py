@@ -46,6 +46,8 @@ class Absorber:
         self._head = head
         self._settings = settings
         self._stage = stage
+        self._kept: tuple[Path, Statistics] | None = None
+        """What the last turn of this process left behind, and the file that says the same."""
 
     def absorb(self, memory: Memory, encodings: Encodings | None = None) -> Statistics:
         """The statistics of all labels that memory has ever joined; memory points to a file with them.
@@ -73,18 +75,24 @@ class Absorber:
             statistics.save(folder / new)
             self._stage("statistics written")
             memory.set_statistics(new, through=through)
+        if name := memory.statistics():
+            self._kept = folder / name, statistics
         return statistics
 
     def _load(self, memory: Memory, folder: Path, space: str) -> Statistics:
         name = memory.statistics()
+        # Let go of at once: it is changed from here on, and an error on the way would leave it half changed.
+        kept, self._kept = self._kept, None
+        if name and kept and kept[0] == folder / name:
+            return kept[1]
         names = [name] if name else list(memory.statistics_parts())
-        statistics = Statistics(self._settings.model.features)
         if not all(each.endswith(space) for each in names):
             logger.warning("the encoder, its features or the seed changed: the head is rebuilt from memory")
             memory.rebuild_statistics()
-            return statistics
+            names = []
         try:
-            for each in names:
+            statistics = Statistics.load(folder / names[0]) if names else Statistics(self._settings.model.features)
+            for each in names[1:]:
                 statistics.add(Statistics.load(folder / each))
         except StoreCorrupt as error:
             logger.warning("the head is rebuilt from memory: %s", error)
