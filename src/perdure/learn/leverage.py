@@ -62,8 +62,9 @@ class Leverage:
             tensors = load_file(folder / LEVERAGE_FILE)
             keys = (row.tobytes().hex() for row in tensors["keys"])
             of = {key: float(value) for key, value in zip(keys, tensors["leverage"], strict=True)}
+            # Versions that were made before the penalty was kept have neither: it is chosen anew beside them.
             ridge = float(tensors["ridge"][0]) if "ridge" in tensors else None
-            return cls(of, ridge, int(tensors["chosen"][0]))
+            return cls(of, ridge, int(tensors["chosen"][0]) if "chosen" in tensors else 0)
         except (OSError, KeyError, IndexError, ValueError, SafetensorError) as error:
             raise VersionDamaged(f"leverages cannot be read from {folder}: {error}") from error
 

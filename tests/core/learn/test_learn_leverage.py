@@ -33,6 +33,12 @@ def test_the_file_gives_back_what_was_written(tmp_path: Path, count: int) -> Non
     assert Leverage.load(tmp_path) == leverage
 
 
+def test_a_version_from_before_the_penalty_was_kept_is_read(tmp_path: Path) -> None:
+    keys = np.frombuffer(bytes.fromhex(KEYS[0]), dtype=np.uint8).reshape(1, 16).copy()
+    save_file({"keys": keys, "leverage": np.array([0.5], dtype=np.float32)}, tmp_path / LEVERAGE_FILE)
+    assert Leverage.load(tmp_path) == Leverage({KEYS[0]: 0.5})
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut short", "garbage", "other tensors", "a key more"])
 def test_a_file_that_is_not_whole_is_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / LEVERAGE_FILE
