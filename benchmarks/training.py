@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from backtest_clinc import processor
 from perdure.config import LoraSettings
 from perdure.learn.device import computes_bfloat16
-from perdure.learn.lora import HEAD, HEAD_SCALE, Champion, LoraLearner, Trained, TrainingSet
+from perdure.learn.lora import HEAD, HEAD_SCALE, LoraLearner, Origin, Trained, TrainingSet
 from perdure.model.adapter import Adapter
 from perdure.model.encoder import PACKAGED, Encoder, load_encoder, pool
 
@@ -170,7 +170,7 @@ def compare(options: argparse.Namespace, rows: Rows) -> dict[str, Any]:
     data = TrainingSet(tuple(text for text, _ in rows.train), tuple(label for _, label in rows.train), len(rows.train))
     # What the rows with distillation and EWC are held to, and where the Trainer's head starts; neither is timed.
     update = LoraLearner(encoder, settings.model_copy(update={"epochs": 1}), seed=1).update(data, None)
-    champion = Champion(update.shape, update.weights, update.labels, update.anchor)
+    champion = Origin(update.shape, update.weights, update.labels, update.anchor)
     taught = TrainingSet(data.texts, data.labels, data.fresh, _answers(encoder, champion, data.texts), champion.labels)
     start = started_head(encoder, settings, data)
     in_float = settings.model_copy(update={"precision": "float32"})
@@ -209,7 +209,7 @@ def summary(runs: dict[str, list[Run]]) -> dict[str, Any]:
 
 
 def ours(
-    encoder: Encoder, settings: LoraSettings, data: TrainingSet, champion: Champion | None, rows: Rows, seed: int
+    encoder: Encoder, settings: LoraSettings, data: TrainingSet, champion: Origin | None, rows: Rows, seed: int
 ) -> Run:
     watch = Watch()
     marks: dict[str, tuple[float, float]] = {}
@@ -239,7 +239,7 @@ def _logits_of(encoder: Encoder, trained: Trained, texts: list[str]) -> Tensor:
     return HEAD_SCALE * torch.from_numpy(adapter.embeddings(texts, 64)) @ weights[HEAD].T
 
 
-def _answers(encoder: Encoder, champion: Champion, texts: tuple[str, ...]) -> Any:
+def _answers(encoder: Encoder, champion: Origin, texts: tuple[str, ...]) -> Any:
     embeddings = torch.from_numpy(Adapter(encoder, champion.shape, champion.weights).embeddings(texts, 64))
     return torch.softmax(HEAD_SCALE * embeddings @ champion.weights[HEAD].T, dim=1).numpy()
 

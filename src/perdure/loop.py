@@ -29,10 +29,12 @@ from perdure.judge.drift import DriftSummary
 from perdure.learn.absorb import Absorber
 from perdure.learn.analytic import HeadLearner
 from perdure.learn.candidate import Candidate
-from perdure.learn.challenger import Challenger, carried_files
+from perdure.learn.challenger import Challenger, carried_files, origin_of
 from perdure.learn.gate import Gated, gate
 from perdure.learn.leverage import Leverage
+from perdure.learn.lora import Origin
 from perdure.learn.material import Encodings, Material
+from perdure.lineage import LOOK_BACK, challenger_in
 from perdure.memory import IngestCounts, Memory, TurnState
 from perdure.model.classifier import AnalyticClassifier, load_classifier, shared_encoder
 from perdure.model.head import Statistics
@@ -289,9 +291,29 @@ class Loop:
         folder = self._folder(champion)
         if champion is None or folder is None or not self._settings.lora.enabled:
             return None
-        return self._challenger.candidate(
-            material, champion, Leverage.load(folder), folder, self._memory.representatives, name
+        origin, notes = self._origin(champion, folder)
+        candidate = self._challenger.candidate(
+            material,
+            champion,
+            Leverage.load(folder),
+            origin,
+            self._memory.representatives,
+            statistics.counts,
+            name,
         )
+        return candidate and replace(candidate, notes=(*notes, *candidate.notes))
+
+    def _origin(self, champion: AnalyticClassifier, folder: Path) -> tuple[Origin | None, tuple[str, ...]]:
+        """What a LoRA update goes on from, the champion or a challenger that only wanted proof; and notes of it."""
+        name = challenger_in(self._memory.history(LOOK_BACK), self._registry)
+        try:
+            challenger = self._load(name)
+            if challenger is not None:
+                origin = origin_of(challenger, self._registry.fetch(challenger.version, self._cache))
+                return origin, (f"It goes on from {name}, which was kept out for want of proof.",)
+        except (VersionDamaged, VersionNotFound) as error:
+            logger.warning("the LoRA update goes on from the champion: %s", error)
+        return origin_of(champion, folder), ()
 
     # ── champions ──
     def _champion_name(self) -> str | None:

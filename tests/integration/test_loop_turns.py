@@ -185,6 +185,26 @@ def test_a_lora_candidate_is_made_judged_and_kept_with_its_report(desk):
     assert (result.champion == "v000001-lora") == (outcomes(result)["lora"] == "promote")
 
 
+def test_a_challenger_that_wants_proof_goes_on_from_turn_to_turn(desk):
+    strict = {"lora__epochs": 1, "gate__known": 1.0, "judge__confidence": 0.999}
+    desk.teach("refund", "parcel", count=30)
+    assert outcomes(desk.turn(**strict))["lora"] in ("keep", "inconclusive")
+    desk.teach("login", name="more", at=100.0, count=30)
+    assert outcomes(desk.turn(**strict))["lora"] in ("keep", "inconclusive")
+    registry = desk.registry()
+    first, second = registry.card("v000001-lora"), registry.card("v000002-lora")
+    assert first.notes == ()
+    assert second.notes == ("It goes on from v000001-lora, which was kept out for want of proof.",)
+    # Only what begins with an adapter has an anchor to be held to.
+    assert first.metrics["ewc_penalty"] == 0.0
+    assert second.metrics["ewc_penalty"] > 0.0
+    registry.promote("v000001-head", reason="by hand", by="ann")
+    desk.teach("card", name="again", at=200.0, count=30)
+    desk.turn(**strict)
+    assert registry.card("v000003-lora").notes == ()
+    assert registry.card("v000003-lora").metrics["ewc_penalty"] == 0.0
+
+
 def test_too_few_rows_make_no_lora_candidate(desk):
     desk.teach("refund", "parcel")
     result = desk.turn(lora__min_rows=1000)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,76 +13,99 @@ from perdure.judge.comparison import LEAST_PROBABILITY
 from perdure.learn.temperature import fit_temperature
 from perdure.model.base import Scores
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier
+from perdure.model.head import Double
 from perdure.records import Float
 
 HALVES_FROM = 40
 """Rows from which they are split in halves; half of fewer would choose by chance."""
 
 
-def fit_blend(
-    champion: AnalyticClassifier,
-    adapted: AdaptedHead,
-    scores: Float,
-    embeddings: Float,
-    truth: Sequence[str],
-    shares: Sequence[float],
-) -> AdaptedHead:
-    """`adapted` with the temperature, the share and the sharpness that give n unseen rows the best mean log score.
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """n rows that neither opinion was trained on."""
+
+    scores: Float
+    """Of the frozen head, n × C, as if it had not seen the rows."""
+    embeddings: Float
+    """Of the adapter, n × d."""
+    truth: tuple[str, ...]
+    """n labels."""
+    weights: Double
+    """How much each row counts, n."""
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    def where(self, keep: NDArray[np.bool_]) -> Unseen:
+        """The rows for which `keep` is true."""
+        truth = tuple(compress(self.truth, keep))
+        return Unseen(self.scores[keep], self.embeddings[keep], truth, self.weights[keep])
+
+
+def fit_blend(champion: AnalyticClassifier, adapted: AdaptedHead, rows: Unseen, shares: Sequence[float]) -> AdaptedHead:
+    """`adapted` with a temperature, a share and a sharpness that give unseen rows a good mean log score.
+
+    Of the shares it takes the smallest whose score is within one standard error of the best: the frozen head has seen
+    all that ever came, and keeps what the rows do not prove to be said better by the other. (Breiman, Friedman, Olshen
+    and Stone, "Classification and Regression Trees", 1984, choose the simplest tree so.)
 
     Args:
         champion: whose frozen head is the other opinion.
         adapted: the opinion to be blended in.
-        scores: of the frozen head, n × C, as if it had not seen the rows.
-        embeddings: of the adapter, n × d.
-        truth: n labels.
+        rows: what is chosen by.
         shares: weights of the adapted head to choose from.
     """
-    temperature = adapted.temperature * fit_temperature(adapted.logits(embeddings), truth, adapted.labels)
-    adapted = replace(adapted, temperature=temperature)
-    best: tuple[float, AdaptedHead] | None = None
-    for share in shares:
-        plain = replace(adapted, share=share, sharpness=1.0)
-        pooled = champion.with_adapted(champion.version, plain).combine(scores, embeddings)
-        sharpness = fit_temperature(np.log(np.maximum(pooled.probabilities, LEAST_PROBABILITY)), truth, pooled.labels)
-        head = replace(plain, sharpness=sharpness)
-        score = _log_score(champion.with_adapted(champion.version, head).combine(scores, embeddings), truth)
-        if best is None or score > best[0]:
-            best = (score, head)
-    assert best is not None
-    return best[1]
+    factor = fit_temperature(adapted.logits(rows.embeddings), rows.truth, adapted.labels, rows.weights)
+    adapted = replace(adapted, temperature=adapted.temperature * factor)
+    heads = [_sharpened(champion, replace(adapted, share=share, sharpness=1.0), rows) for share in sorted(shares)]
+    weights, columns = _known(champion, rows)
+    scores = [_log_scores(_blended(champion, head, rows), columns) for head in heads]
+    best = max(scores, key=lambda one: float(weights @ one))
+    within = (float(weights @ (best - one)) <= _standard_error(best - one, weights) for one in scores)
+    return next(compress(heads, within))
 
 
-def unseen_blend(
-    champion: AnalyticClassifier,
-    adapted: AdaptedHead,
-    scores: Float,
-    embeddings: Float,
-    truth: Sequence[str],
-    shares: Sequence[float],
-) -> Scores:
+def unseen_blend(champion: AnalyticClassifier, adapted: AdaptedHead, rows: Unseen, shares: Sequence[float]) -> Scores:
     """What the blend says of n rows where each half of them is blended as the other half advises.
 
     So the rows that a candidate is judged by have not chosen how it speaks. Arguments are those of `fit_blend`.
     """
-    half: NDArray[np.bool_] = np.arange(len(truth)) % 2 == 0
-    if len(truth) < HALVES_FROM:
-        head = fit_blend(champion, adapted, scores, embeddings, truth, shares)
-        return champion.with_adapted(champion.version, head).combine(scores, embeddings)
-    parts = []
-    for mine in (half, ~half):
-        others = [label for label, here in zip(truth, mine, strict=True) if not here]
-        head = fit_blend(champion, adapted, scores[~mine], embeddings[~mine], others, shares)
-        parts.append(champion.with_adapted(champion.version, head).combine(scores[mine], embeddings[mine]))
-    probabilities = np.zeros((len(truth), len(parts[0].labels)), dtype=np.float32)
+    if len(rows) < HALVES_FROM:
+        return _blended(champion, fit_blend(champion, adapted, rows, shares), rows)
+    half: NDArray[np.bool_] = np.arange(len(rows)) % 2 == 0
+    parts = [
+        _blended(champion, fit_blend(champion, adapted, rows.where(~mine), shares), rows.where(mine))
+        for mine in (half, ~half)
+    ]
+    probabilities = np.zeros((len(rows), len(parts[0].labels)), dtype=np.float32)
     probabilities[half], probabilities[~half] = (part.probabilities for part in parts)
     return Scores(parts[0].labels, probabilities)
 
 
-def _log_score(scores: Scores, truth: Sequence[str]) -> float:
-    """Mean log probability of the true label over the rows whose label is known; 0 where there is none."""
-    column = {label: index for index, label in enumerate(scores.labels)}
-    known = [(row, column[label]) for row, label in enumerate(truth) if label in column]
-    if not known:
-        return 0.0
-    rows, columns = zip(*known, strict=True)
-    return float(np.log(np.maximum(scores.probabilities[list(rows), list(columns)], LEAST_PROBABILITY)).mean())
+def _blended(champion: AnalyticClassifier, head: AdaptedHead, rows: Unseen) -> Scores:
+    return champion.with_adapted(champion.version, head).combine(rows.scores, rows.embeddings)
+
+
+def _sharpened(champion: AnalyticClassifier, head: AdaptedHead, rows: Unseen) -> AdaptedHead:
+    pooled = _blended(champion, head, rows)
+    logarithms = np.log(np.maximum(pooled.probabilities, LEAST_PROBABILITY))
+    return replace(head, sharpness=fit_temperature(logarithms, rows.truth, pooled.labels, rows.weights))
+
+
+def _known(champion: AnalyticClassifier, rows: Unseen) -> tuple[Double, list[int | None]]:
+    """Weights of the rows, which sum to 1 over those whose label is known, and the columns of their labels."""
+    column = {label: index for index, label in enumerate(champion.labels)}
+    columns = [column.get(label) for label in rows.truth]
+    weights = rows.weights * [place is not None for place in columns]
+    return weights / max(weights.sum(), np.finfo(np.float64).tiny), columns
+
+
+def _log_scores(scores: Scores, columns: Sequence[int | None]) -> Double:
+    """Log probability of the true label of each row; 0 where it is not known."""
+    given = [1.0 if place is None else scores.probabilities[row, place] for row, place in enumerate(columns)]
+    return np.log(np.maximum(np.asarray(given, dtype=np.float64), LEAST_PROBABILITY))
+
+
+def _standard_error(values: Double, weights: Double) -> float:
+    """Of the weighted mean of n values; weights sum to 1."""
+    return float(np.sqrt((weights**2) @ (values - weights @ values) ** 2))

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save
 from perdure.config import Settings
 from perdure.errors import VersionDamaged
 from perdure.judge.evidence import Evidence, Source
-from perdure.learn.blend import fit_blend, unseen_blend
+from perdure.learn.blend import Unseen, fit_blend, unseen_blend
 from perdure.learn.candidate import Candidate
 from perdure.learn.ewc import Anchor
 from perdure.learn.leverage import Leverage, unseen_scores
-from perdure.learn.lora import HEAD, HEAD_SCALE, Champion, LoraLearner, TrainingSet, Update
+from perdure.learn.lora import HEAD, HEAD_SCALE, LoraLearner, Origin, TrainingSet, Update
 from perdure.learn.material import Labelled, Material
+from perdure.learn.temperature import traffic_weights
 from perdure.model.adapter import Adapter
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier
 from perdure.model.encoder import Encoder
@@ -58,8 +59,9 @@ class Challenger:
         material: Material,
         champion: AnalyticClassifier,
         leverage: Leverage,
-        folder: Path | None,
+        origin: Origin | None,
         representatives: Representatives,
+        counts: Mapping[str, int],
         name: str,
     ) -> Candidate | None:
         """A version with a new adapter beside the champion's head; None when there is too little to learn from.
@@ -68,8 +70,9 @@ class Challenger:
             material: this turn's rows and samples.
             champion: what is served now; its frozen head is kept.
             leverage: of the champion's head.
-            folder: the champion's files, for its anchor.
+            origin: what the update goes on from; None to begin a new adapter.
             representatives: memory's choice of samples to replay.
+            counts: rows that each label has had.
             name: the version's name.
         """
         learned = self._fresh(material, champion)
@@ -79,13 +82,11 @@ class Challenger:
             logger.info("no LoRA update: %d rows to learn from, fewer than lora.min_rows", len(train))
             return None
         replay = self._replay(material, champion, representatives, frozenset(train.keys) | material.doubtful())
-        before = _champion_of(champion, folder)
+        data = self._training_set(train, replay, material, champion)
         update = LoraLearner(
             self._encoder, self._settings.lora, seed=self._settings.seed + material.turn, progress=self._progress
-        ).update(self._training_set(train, replay, material, champion), before)
-        return self._judged(
-            update, champion, leverage, material, _evidence(material, champion, share), name, len(train), len(replay)
-        )
+        ).update(data, origin)
+        return self._judged(update, data, champion, leverage, material, counts, name)
 
     def _fresh(self, material: Material, champion: AnalyticClassifier) -> Labelled:
         """What the gate lets through, at most `lora.fresh_rows`, spread over the labels."""
@@ -131,18 +132,17 @@ class Challenger:
     def _judged(
         self,
         update: Update,
+        data: TrainingSet,
         champion: AnalyticClassifier,
         leverage: Leverage,
         material: Material,
-        rows: Labelled,
+        counts: Mapping[str, int],
         name: str,
-        trained: int,
-        replayed: int,
     ) -> Candidate:
         shares = self._settings.lora.shares
+        rows = _evidence(material, champion, self._settings.memory.holdout_share)
         adapter = Adapter(self._encoder, update.shape, update.weights)
         before = material.encodings(rows.texts)
-        embedded = adapter.embeddings(rows.texts, self._settings.model.batch)
         trained_head = AdaptedHead(
             adapter=adapter,
             labels=update.labels,
@@ -151,7 +151,13 @@ class Challenger:
             share=shares[0],
         )
         scores = unseen_scores(champion, leverage, before.features, rows.keys, rows.labels)
-        adapted = fit_blend(champion, trained_head, scores, embedded, rows.labels, shares)
+        unseen = Unseen(
+            scores,
+            adapter.embeddings(rows.texts, self._settings.model.batch),
+            rows.labels,
+            traffic_weights(rows.labels, counts),
+        )
+        adapted = fit_blend(champion, trained_head, unseen, shares)
         classifier = champion.with_adapted(name, adapted)
         fresh = frozenset(material.fresh().keys)
         sources: list[Source] = ["fresh" if key in fresh else "held_out" for key in rows.keys]
@@ -160,18 +166,18 @@ class Challenger:
             truth=rows.labels,
             source=tuple(sources),
             champion=champion.combine(scores, _fitting(champion, before.adapted)),
-            candidate=unseen_blend(champion, trained_head, scores, embedded, rows.labels, shares),
+            candidate=unseen_blend(champion, trained_head, unseen, shares),
         )
         metrics = {
             "steps": float(update.steps),
             "loss": update.loss,
             "ewc_penalty": update.penalty,
             "fisher_samples": float(update.anchor.samples),
-            "trained_rows": float(trained),
-            "replayed_rows": float(replayed),
+            "trained_rows": float(data.fresh),
+            "replayed_rows": float(len(data.texts) - data.fresh),
             "share": adapted.share,
         }
-        notes = (f"The champion's adapter and EWC anchor were not used: {update.dropped}.",) if update.dropped else ()
+        notes = (f"The earlier adapter and EWC anchor were not used: {update.dropped}.",) if update.dropped else ()
         return Candidate("lora", classifier, leverage, evidence, _anchor_file(update.anchor), metrics, notes)
 
 
@@ -188,13 +194,21 @@ def _fitting(champion: AnalyticClassifier, adapted: Float | None) -> Float | Non
     return adapted if champion.adapted is not None else None
 
 
-def _champion_of(classifier: AnalyticClassifier, folder: Path | None) -> Champion | None:
-    """The adapter and anchor that an update goes on from."""
-    if classifier.adapted is None or folder is None:
+def origin_of(classifier: AnalyticClassifier, folder: Path) -> Origin | None:
+    """The adapter and anchor of a version that an update may go on from; None when it has no adapter.
+
+    Args:
+        classifier: the version.
+        folder: its files.
+
+    Raises:
+        VersionDamaged: the anchor cannot be read.
+    """
+    if classifier.adapted is None:
         return None
     adapted = classifier.adapted
     weights = {**adapted.adapter.weights, HEAD: torch.from_numpy(adapted.weights)}
-    return Champion(adapted.adapter.shape, weights, adapted.labels, load_anchor(folder))
+    return Origin(adapted.adapter.shape, weights, adapted.labels, load_anchor(folder))
 
 
 def load_anchor(folder: Path) -> Anchor | None:

@@ -1,4 +1,4 @@
-"""An update as one process tells it to the others: texts, labels, champion, settings, as safetensors with a header."""
+"""An update as one process tells it to the others: texts, labels, origin, settings, as safetensors with a header."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perdure.config import LoraSettings
 from perdure.learn.ewc import Anchor
-from perdure.learn.network import Champion, TrainingSet
+from perdure.learn.network import Origin, TrainingSet
 from perdure.model.adapter import AdapterShape
 
 
@@ -34,7 +34,7 @@ class Job:
     settings: LoraSettings
     seed: int
     data: TrainingSet
-    champion: Champion | None
+    origin: Origin | None
 
     def to_bytes(self) -> bytes:
         tensors: dict[str, Tensor] = {}
@@ -51,12 +51,12 @@ class Job:
         }
         if self.data.soft is not None:
             tensors["soft"] = torch.from_numpy(self.data.soft)
-        if self.champion is not None:
-            header["champion"] = [self.champion.shape.to_json(), self.champion.labels]
-            tensors |= {f"weights/{name}": value for name, value in self.champion.weights.items()}
-            if self.champion.anchor is not None:
-                header["samples"] = self.champion.anchor.samples
-                for kind, values in (("theta", self.champion.anchor.theta), ("fisher", self.champion.anchor.fisher)):
+        if self.origin is not None:
+            header["origin"] = [self.origin.shape.to_json(), self.origin.labels]
+            tensors |= {f"weights/{name}": value for name, value in self.origin.weights.items()}
+            if self.origin.anchor is not None:
+                header["samples"] = self.origin.anchor.samples
+                for kind, values in (("theta", self.origin.anchor.theta), ("fisher", self.origin.anchor.fisher)):
                     tensors |= {f"{kind}/{name}": value for name, value in values.items()}
         whole = {name: value.contiguous().clone() for name, value in tensors.items()}
         return save(whole, metadata={"job": json.dumps(header)})
@@ -70,11 +70,11 @@ class Job:
         def part(kind: str) -> dict[str, Tensor]:
             return {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
 
-        champion = None
-        if "champion" in header:
-            shape, labels = header["champion"]
+        origin = None
+        if "origin" in header:
+            shape, labels = header["origin"]
             anchor = Anchor(part("theta/"), part("fisher/"), header["samples"]) if "samples" in header else None
-            champion = Champion(AdapterShape.from_json(shape), part("weights/"), tuple(labels), anchor)
+            origin = Origin(AdapterShape.from_json(shape), part("weights/"), tuple(labels), anchor)
         texts, labels, fresh, soft_labels = header["data"]
         soft = tensors["soft"].numpy() if "soft" in tensors else None
         return cls(
@@ -82,5 +82,5 @@ class Job:
             LoraSettings.model_validate(header["settings"]),
             header["seed"],
             TrainingSet(tuple(texts), tuple(labels), fresh, soft, tuple(soft_labels)),
-            champion,
+            origin,
         )

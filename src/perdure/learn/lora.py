@@ -1,4 +1,4 @@
-"""One incremental LoRA update: continue the champion's adapter on what is new, hold on to what is old."""
+"""One incremental LoRA update: continue an adapter on what is new, hold on to what is old."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from perdure.learn.batches import mixed_batches
 from perdure.learn.device import product_precision, training_device
 from perdure.learn.ewc import Anchor, decayed_sum
 from perdure.learn.job import EncoderName, Job
-from perdure.learn.network import HEAD, HEAD_SCALE, Champion, Network, TrainingSet
+from perdure.learn.network import HEAD, HEAD_SCALE, Network, Origin, TrainingSet
 from perdure.learn.processes import Processes
 from perdure.model.adapter import AdapterShape
 from perdure.model.encoder import Encoder
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["HEAD", "HEAD_SCALE", "Champion", "LoraLearner", "Trained", "TrainingSet", "Update"]
+__all__ = ["HEAD", "HEAD_SCALE", "LoraLearner", "Origin", "Trained", "TrainingSet", "Update"]
 
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises."""
@@ -45,7 +45,7 @@ class Update:
     penalty: float
     """EWC penalty at the end, λ included."""
     dropped: str | None
-    """Why the champion's anchor could not be used; None when it was, or there was none."""
+    """Why the origin's anchor could not be used; None when it was, or there was none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Trained:
     loss: float
     """Mean loss over the last tenth of the steps."""
     dropped: str | None
-    """Why the champion's anchor could not be used; None when it was, or there was none."""
+    """Why the origin's anchor could not be used; None when it was, or there was none."""
 
 
 class LoraLearner:
@@ -88,15 +88,15 @@ class LoraLearner:
         self._progress = progress or (lambda _step, _steps: None)
         self._stage = stage or (lambda _name: None)
 
-    def update(self, data: TrainingSet, champion: Champion | None) -> Update:
-        """Trains on `data`, starting from the champion's adapter where it fits.
+    def update(self, data: TrainingSet, origin: Origin | None) -> Update:
+        """Trains on `data`, starting from the origin's adapter where it fits.
 
         Raises:
             ValueError: there are no rows.
             SettingError: the device or the precision that is wanted is not there.
         """
         rng = np.random.default_rng(self._seed)
-        trained = self._trained(data, champion, rng)
+        trained = self._trained(data, origin, rng)
         network, before = trained.network, trained.anchor
         theta = network.theta()
         penalty = self._settings.ewc * float(before.penalty(theta)) if before else 0.0
@@ -116,35 +116,35 @@ class LoraLearner:
             dropped=trained.dropped,
         )
 
-    def train(self, data: TrainingSet, champion: Champion | None) -> Trained:
+    def train(self, data: TrainingSet, origin: Origin | None) -> Trained:
         """The training of an update alone, without the Fisher information that the next one needs.
 
         Raises:
             ValueError: there are no rows.
             SettingError: the device or the precision that is wanted is not there.
         """
-        return self._trained(data, champion, np.random.default_rng(self._seed))
+        return self._trained(data, origin, np.random.default_rng(self._seed))
 
-    def _trained(self, data: TrainingSet, champion: Champion | None, rng: np.random.Generator) -> Trained:
+    def _trained(self, data: TrainingSet, origin: Origin | None, rng: np.random.Generator) -> Trained:
         if not data.texts:
             raise ValueError("an update needs at least one row, but the training set is empty")
         processes = Processes.current()
         if processes.leads and processes.count > 1:
-            processes.tell(Job(_name_of(self._encoder), self._settings, self._seed, data, champion).to_bytes())
+            processes.tell(Job(_name_of(self._encoder), self._settings, self._seed, data, origin).to_bytes())
         encoder = self._encoder.on(training_device(self._settings.device))
         dtype = product_precision(self._settings.precision, encoder.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             network = Network(encoder, self._settings, data, dtype, processes)
-        champion, dropped = network.continue_from(champion)
+        origin, dropped = network.continue_from(origin)
         if dropped:
-            logger.warning("the champion's adapter and EWC anchor are not used: %s", dropped)
+            logger.warning("the earlier adapter and EWC anchor are not used: %s", dropped)
         self._stage("frozen")
         network.pass_below()
         self._stage("head")
-        network.start_head(champion)
+        network.start_head(origin)
         self._stage("steps")
-        anchor = network.anchor(champion)
+        anchor = network.anchor(origin)
         steps, loss = self._run(network, data, anchor, rng, processes)
         return Trained(network, anchor, steps, loss, dropped)
 

@@ -26,7 +26,7 @@ EVALUATION_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Champion:
+class Origin:
     """What an update goes on from."""
 
     shape: AdapterShape
@@ -98,32 +98,32 @@ class Network:
     def parameters(self) -> list[nn.Parameter]:
         return [factor for one in self._maps.values() for factor in (one.A, one.B)] + [self.head]
 
-    def continue_from(self, champion: Champion | None) -> tuple[Champion | None, str | None]:
-        """Takes the champion's factors over, where shapes agree; else says why not."""
-        if champion is None:
+    def continue_from(self, origin: Origin | None) -> tuple[Origin | None, str | None]:
+        """Takes the origin's factors over, where shapes agree; else says why not."""
+        if origin is None:
             return None, None
-        if champion.shape != self.shape:
-            return None, self.shape.changes_from(champion.shape)
+        if origin.shape != self.shape:
+            return None, self.shape.changes_from(origin.shape)
         with torch.no_grad():
             for name, one in self._maps.items():
-                one.A.copy_(champion.weights[f"{name}.A"])
-                one.B.copy_(champion.weights[f"{name}.B"])
+                one.A.copy_(origin.weights[f"{name}.A"])
+                one.B.copy_(origin.weights[f"{name}.B"])
         # A label that nothing is left of to replay keeps its row in the head.
-        self.labels = tuple(sorted({*self.labels, *champion.labels}))
+        self.labels = tuple(sorted({*self.labels, *origin.labels}))
         self.head = self._made_head()
         self._index_labels()
-        return champion, None
+        return origin, None
 
     def pass_below(self) -> None:
         """Runs the frozen layers below the cut, once for all steps."""
         self._trunks.fill()
 
-    def start_head(self, champion: Champion | None) -> None:
-        """Starts the head at the champion's rows; for other labels at their mean embedding.
+    def start_head(self, origin: Origin | None) -> None:
+        """Starts the head at the origin's rows; for other labels at their mean embedding.
 
         Qi et al., "Low-Shot Learning with Imprinted Weights", CVPR 2018.
         """
-        known = frozenset(champion.labels if champion else ())
+        known = frozenset(origin.labels if origin else ())
         rows = [row for row in sorted(self._mine) if self._data.labels[row] not in known]
         rows.sort(key=lambda row: len(self.tokens[row]))
         total = torch.zeros_like(self.head)
@@ -133,24 +133,24 @@ class Network:
                 total.index_add_(0, self._targets[part], self._trunks.batch(part).embed(self._top))
             self._processes.add_up(total)
             self.head.copy_(nn.functional.normalize(total, dim=1))
-            if champion:
-                self.head[self._places(champion)] = champion.weights[HEAD].to(self.head)
+            if origin:
+                self.head[self._places(origin)] = origin.weights[HEAD].to(self.head)
 
-    def anchor(self, champion: Champion | None) -> Anchor | None:
-        """The champion's anchor, its head's rows moved to the places that their labels have now."""
-        if champion is None or champion.anchor is None:
+    def anchor(self, origin: Origin | None) -> Anchor | None:
+        """The origin's anchor, its head's rows moved to the places that their labels have now."""
+        if origin is None or origin.anchor is None:
             return None
-        # Labels that the champion's head was given after its last update come last, and the anchor does not know them.
-        anchored = champion.anchor.theta[HEAD].shape[0]
-        return champion.anchor.grown(HEAD, self._places(champion)[:anchored], len(self.labels))
+        # Labels that the origin's head was given after its last update come last, and the anchor does not know them.
+        anchored = origin.anchor.theta[HEAD].shape[0]
+        return origin.anchor.grown(HEAD, self._places(origin)[:anchored], len(self.labels))
 
     def pull(self, anchor: Anchor, strength: float) -> Pull:
         """What draws the parameters towards `anchor`."""
         return Pull(anchor, self._maps, {HEAD: self.head}, strength)
 
-    def _places(self, champion: Champion) -> list[int]:
+    def _places(self, origin: Origin) -> list[int]:
         column = {label: index for index, label in enumerate(self.labels)}
-        return [column[label] for label in champion.labels]
+        return [column[label] for label in origin.labels]
 
     def _logits(self, embeddings: Tensor) -> Tensor:
         return nn.functional.linear(HEAD_SCALE * embeddings, self.head)

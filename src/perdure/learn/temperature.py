@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -52,13 +53,25 @@ def fit_balance(scores: Float, truth: Sequence[str], labels: Sequence[str], coun
     """
     had = np.asarray([max(counts.get(label, 0), 1) for label in labels], dtype=np.float64)
     ratio = had.mean() / had
-    here = {label: sum(one == label for one in truth) for label in set(truth)}
-    if len(set(had.tolist())) < 2 or not here:
+    if len(set(had.tolist())) < 2 or not truth:
         return np.ones(len(labels), dtype=np.float32)
-    weights = np.asarray([counts.get(label, 0) / here[label] for label in truth])
+    weights = traffic_weights(truth, counts)
     best = min(EXPONENTS, key=lambda power: _fit(scores * ratio**power, truth, labels, weights)[1])
     result: Float = (ratio**best).astype(np.float32)
     return result
+
+
+def traffic_weights(truth: Sequence[str], counts: Mapping[str, int]) -> Double:
+    """Weights of n rows with which each label counts as often as it has come, however many of its rows are here.
+
+    What is at hand is not what comes: of an old label memory keeps a few rows, of this turn's labels all are there.
+
+    Args:
+        truth: n labels.
+        counts: rows that each label has had; one that is missing counts as 1.
+    """
+    here = Counter(truth)
+    return np.asarray([max(counts.get(label, 0), 1) / here[label] for label in truth], dtype=np.float64)
 
 
 def _fit(scores: Float, truth: Sequence[str], labels: Sequence[str], weights: Double | None) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from perdure.learn.blend import HALVES_FROM, fit_blend, unseen_blend
+from perdure.learn.blend import HALVES_FROM, Unseen, fit_blend, unseen_blend
 from perdure.model.adapter import Adapter, AdapterShape, linear_names
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier, shared_features
 from perdure.model.encoder import Encoder
@@ -28,6 +28,12 @@ class Opinions:
     def embeddings(self, columns: Float) -> Float:
         """Embeddings for which the adapted head's logits are `columns`, times its temperature."""
         return np.pad(columns, ((0, 0), (0, self.adapted.weights.shape[1] - 3))).astype(np.float32)
+
+    def rows(self, frozen: Float, adapted: Float, weights: list[float] | None = None) -> Unseen:
+        """The first rows of `TRUTH`, for which the heads say `frozen` and `adapted`."""
+        count = len(frozen)
+        weighted = np.ones(count) if weights is None else np.asarray(weights)
+        return Unseen(frozen, self.embeddings(adapted), tuple(NAMES[:count]), weighted)
 
 
 @pytest.fixture
@@ -70,34 +76,71 @@ def test_who_is_right_more_often_counts_more(opinions: Opinions) -> None:
     chosen = {}
     for frozen, adapted in ((2, 50), (50, 2)):
         scores = says(TRUTH, 4.0, lambda row, every=frozen: row % every == 0)
-        embeddings = opinions.embeddings(says(TRUTH, 1.0, lambda row, every=adapted: row % every == 1))
-        chosen[frozen] = fit_blend(opinions.champion, opinions.adapted, scores, embeddings, NAMES, SHARES).share
+        logits = says(TRUTH, 1.0, lambda row, every=adapted: row % every == 1)
+        chosen[frozen] = fit_blend(opinions.champion, opinions.adapted, opinions.rows(scores, logits), SHARES).share
     assert chosen[2] == 0.9
     assert chosen[50] < 0.9
 
 
 def test_opinions_that_err_apart_are_both_heard(opinions: Opinions) -> None:
-    scores = says(TRUTH, 4.0, lambda row: row % 5 == 0)
-    embeddings = opinions.embeddings(says(TRUTH, 1.0, lambda row: row % 5 == 2))
-    head = fit_blend(opinions.champion, opinions.adapted, scores, embeddings, NAMES, SHARES)
+    rows = opinions.rows(
+        says(TRUTH, 4.0, lambda row: row % 5 == 0),
+        says(TRUTH, 1.0, lambda row: row % 5 == 2),
+    )
+    head = fit_blend(opinions.champion, opinions.adapted, rows, SHARES)
     assert head.share == 0.5
-    blended = opinions.champion.with_adapted("v2", head).combine(scores, embeddings).probabilities
+    blended = opinions.champion.with_adapted("v2", head).combine(rows.scores, rows.embeddings).probabilities
     truth = np.asarray(TRUTH)
     given = blended[np.arange(120), truth].mean()
     for share in (0.1, 0.9):
         other = dataclasses.replace(head, share=share)
-        alone = opinions.champion.with_adapted("v2", other).combine(scores, embeddings).probabilities
+        alone = opinions.champion.with_adapted("v2", other).combine(rows.scores, rows.embeddings).probabilities
         assert np.log(alone[np.arange(120), truth]).mean() < np.log(blended[np.arange(120), truth]).mean()
     assert 0.5 < given < 1
 
 
+def test_a_label_of_which_few_rows_are_left_counts_as_often_as_it_came(opinions: Opinions) -> None:
+    """The adapted head has forgotten the first label, of which a tenth of the rows is there."""
+    kept = np.asarray([TRUTH[row] != 0 or row % 30 == 0 for row in range(120)])
+    rows = opinions.rows(
+        says(TRUTH, 4.0, lambda row: TRUTH[row] != 0 and row % 2 == 0),
+        says(TRUTH, 1.0, lambda row: TRUTH[row] == 0),
+        [10.0 if column == 0 else 1.0 for column in TRUTH],
+    ).where(kept)
+    alike = dataclasses.replace(rows, weights=np.ones(len(rows)))
+    heard = fit_blend(opinions.champion, opinions.adapted, alike, SHARES).share
+    assert fit_blend(opinions.champion, opinions.adapted, rows, SHARES).share < heard
+
+
+def test_what_is_not_proved_to_be_better_counts_less(opinions: Opinions) -> None:
+    """Both err on one row of forty, on others: a larger share is better, but on so few rows by less than its error."""
+    shares = (0.1, 0.2, 0.3, 0.4, 0.5)
+
+    def chosen(count: int) -> float:
+        scores = says(TRUTH[:count], 4.0, lambda row: row % 40 == 0)
+        logits = says(TRUTH[:count], 1.0, lambda row: row % 40 == 20)
+        tiled = [np.tile(part, (1 if count < 120 else 30, 1)) for part in (scores, logits)]
+        rows = Unseen(
+            tiled[0],
+            opinions.embeddings(tiled[1]),
+            tuple(NAMES[:count]) * (len(tiled[0]) // count),
+            np.ones(len(tiled[0])),
+        )
+        return fit_blend(opinions.champion, opinions.adapted, rows, shares).share
+
+    assert chosen(40) < chosen(120) == 0.5
+
+
 def test_rows_do_not_choose_how_they_are_answered(opinions: Opinions) -> None:
     """Even rows say that the frozen head errs, odd ones that the adapted one does: each half is misled by the other."""
-    scores = says(TRUTH, 4.0, lambda row: row % 4 == 0)
-    embeddings = opinions.embeddings(says(TRUTH, 1.0, lambda row: row % 4 == 1))
-    unseen = unseen_blend(opinions.champion, opinions.adapted, scores, embeddings, NAMES, SHARES)
-    seen = fit_blend(opinions.champion, opinions.adapted, scores[::2], embeddings[::2], NAMES[::2], SHARES)
-    own = opinions.champion.with_adapted("v2", seen).combine(scores[::2], embeddings[::2]).probabilities
+    rows = opinions.rows(
+        says(TRUTH, 4.0, lambda row: row % 4 == 0),
+        says(TRUTH, 1.0, lambda row: row % 4 == 1),
+    )
+    unseen = unseen_blend(opinions.champion, opinions.adapted, rows, SHARES)
+    even = rows.where(np.arange(120) % 2 == 0)
+    seen = fit_blend(opinions.champion, opinions.adapted, even, SHARES)
+    own = opinions.champion.with_adapted("v2", seen).combine(even.scores, even.embeddings).probabilities
     truth = np.asarray(TRUTH)
     right = unseen.probabilities.argmax(axis=1) == truth
     assert (own.argmax(axis=1) == truth[::2]).mean() > 0.95
@@ -106,17 +149,18 @@ def test_rows_do_not_choose_how_they_are_answered(opinions: Opinions) -> None:
 
 def test_a_few_rows_are_not_split(opinions: Opinions) -> None:
     few = HALVES_FROM - 1
-    scores = says(TRUTH[:few], 4.0, lambda row: row % 4 == 0)
-    embeddings = opinions.embeddings(says(TRUTH[:few], 1.0, lambda row: row % 4 == 1))
-    unseen = unseen_blend(opinions.champion, opinions.adapted, scores, embeddings, NAMES[:few], SHARES)
-    head = fit_blend(opinions.champion, opinions.adapted, scores, embeddings, NAMES[:few], SHARES)
-    whole = opinions.champion.with_adapted("v2", head).combine(scores, embeddings)
+    rows = opinions.rows(
+        says(TRUTH[:few], 4.0, lambda row: row % 4 == 0),
+        says(TRUTH[:few], 1.0, lambda row: row % 4 == 1),
+    )
+    unseen = unseen_blend(opinions.champion, opinions.adapted, rows, SHARES)
+    head = fit_blend(opinions.champion, opinions.adapted, rows, SHARES)
+    whole = opinions.champion.with_adapted("v2", head).combine(rows.scores, rows.embeddings)
     assert np.array_equal(unseen.probabilities, whole.probabilities)
 
 
 def test_without_rows_the_scale_of_training_stays(opinions: Opinions) -> None:
-    nothing = np.zeros((0, 3), dtype=np.float32)
-    head = fit_blend(opinions.champion, opinions.adapted, nothing, opinions.embeddings(nothing), [], SHARES)
+    nothing = opinions.rows(np.zeros((0, 3), dtype=np.float32), np.zeros((0, 3), dtype=np.float32))
+    head = fit_blend(opinions.champion, opinions.adapted, nothing, SHARES)
     assert (head.temperature, head.sharpness) == (1.0, 1.0)
-    unseen = unseen_blend(opinions.champion, opinions.adapted, nothing, opinions.embeddings(nothing), [], SHARES)
-    assert unseen.probabilities.shape == (0, 3)
+    assert unseen_blend(opinions.champion, opinions.adapted, nothing, SHARES).probabilities.shape == (0, 3)

@@ -14,9 +14,9 @@ from perdure.config import Settings
 from perdure.errors import VersionDamaged
 from perdure.learn.analytic import HeadLearner
 from perdure.learn.candidate import Candidate
-from perdure.learn.challenger import EWC_FILE, Challenger, carried_files, load_anchor
+from perdure.learn.challenger import EWC_FILE, Challenger, carried_files, load_anchor, origin_of
 from perdure.learn.leverage import LEVERAGE_FILE, Leverage, unseen_scores
-from perdure.learn.lora import HEAD, Champion, LoraLearner, TrainingSet, Update
+from perdure.learn.lora import HEAD, LoraLearner, Origin, TrainingSet, Update
 from perdure.learn.material import Encodings, Labelled, Material
 from perdure.memory import Delta
 from perdure.model.classifier import ADAPTER_FILE, HEAD_FILE, MODEL_FILE, AnalyticClassifier, load_classifier
@@ -38,7 +38,7 @@ class Turns:
     settings: Settings
     material_of: MaterialOf
     folder: Path
-    given: list[tuple[TrainingSet, Champion | None]] = dataclasses.field(default_factory=list)
+    given: list[tuple[TrainingSet, Origin | None]] = dataclasses.field(default_factory=list)
     updates: list[Update] = dataclasses.field(default_factory=list)
 
     def head(
@@ -77,7 +77,9 @@ class Turns:
         def representatives(label: str, k: int) -> tuple[Sample, ...]:
             return tuple(one for one in samples if one.label == label and not one.held_out)[:k]
 
-        return challenger.candidate(material, champion, leverage, self.at(champion.version), representatives, name)
+        origin = origin_of(champion, self.at(champion.version))
+        counts = Counter(one.label for one in samples)
+        return challenger.candidate(material, champion, leverage, origin, representatives, counts, name)
 
     def material(self, pairs: Pairs, past: Pairs = (), champion: AnalyticClassifier | None = None) -> Material:
         adapter = champion.adapted.adapter if champion and champion.adapted else None
@@ -102,7 +104,7 @@ def turns(
     made = Turns(encoder, settings, material_of, tmp_path)
     learn = LoraLearner.update
 
-    def spy(learner: LoraLearner, data: TrainingSet, champion: Champion | None) -> Update:
+    def spy(learner: LoraLearner, data: TrainingSet, champion: Origin | None) -> Update:
         made.given.append((data, champion))
         made.updates.append(learn(learner, data, champion))
         return made.updates[-1]
@@ -406,7 +408,7 @@ def test_a_champion_that_was_cut_elsewhere_is_left_behind_but_compared(
     assert turns.updates[1].dropped is not None
     assert "layers was 2 and is 1" in turns.updates[1].dropped
     assert second.notes == ()
-    assert third.notes == (f"The champion's adapter and EWC anchor were not used: {turns.updates[1].dropped}.",)
+    assert third.notes == (f"The earlier adapter and EWC anchor were not used: {turns.updates[1].dropped}.",)
     read = turns.keep(third)
     assert read.encoder.adapted_layers == 1
     texts = [text for text, _ in later]

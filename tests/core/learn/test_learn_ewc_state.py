@@ -18,9 +18,9 @@ from torch import Tensor
 from perdure.config import LoraSettings, Settings
 from perdure.learn.analytic import HeadLearner
 from perdure.learn.candidate import Candidate
-from perdure.learn.challenger import Challenger, load_anchor
+from perdure.learn.challenger import Challenger, load_anchor, origin_of
 from perdure.learn.ewc import Anchor
-from perdure.learn.lora import HEAD, Champion, LoraLearner, TrainingSet, Update
+from perdure.learn.lora import HEAD, LoraLearner, Origin, TrainingSet, Update
 from perdure.learn.material import Material
 from perdure.memory import Delta
 from perdure.model.classifier import AnalyticClassifier, load_classifier
@@ -84,7 +84,13 @@ class Versions:
 
         material = self.material_of(pairs, past)
         made = Challenger(self.encoder, settings).candidate(
-            material, champion, head.leverage, self.folder / champion.version, representatives, name
+            material,
+            champion,
+            head.leverage,
+            origin_of(champion, self.folder / champion.version),
+            representatives,
+            {},
+            name,
         )
         assert made is not None
         return made
@@ -104,7 +110,7 @@ def versions(
     made = Versions(encoder, settings, material_of, tmp_path)
     learn = LoraLearner.update
 
-    def spy(learner: LoraLearner, data: TrainingSet, champion: Champion | None) -> Update:
+    def spy(learner: LoraLearner, data: TrainingSet, champion: Origin | None) -> Update:
         made.updates.append(learn(learner, data, champion))
         return made.updates[-1]
 
@@ -117,7 +123,7 @@ def learn(encoder: Encoder, settings: Settings) -> Learn:
     def run(pairs: Pairs, before: Update | None = None, **changed: Any) -> Update:
         lora = LoraSettings.model_validate({**settings.lora.model_dump(), **changed})
         data = TrainingSet(tuple(text for text, _ in pairs), tuple(label for _, label in pairs), len(pairs))
-        champion = Champion(before.shape, before.weights, before.labels, before.anchor) if before else None
+        champion = Origin(before.shape, before.weights, before.labels, before.anchor) if before else None
         return LoraLearner(encoder, lora, seed=0).update(data, champion)
 
     return run
@@ -174,11 +180,11 @@ def test_the_next_update_is_the_same_from_files_as_from_memory(
     data = TrainingSet(tuple(text for text, _ in later), tuple(label for _, label in later), len(later))
     strong = settings.lora.model_copy(update={"ewc": 1e4})
     one, other = (
-        LoraLearner(encoder, strong, seed=1).update(data, Champion(update.shape, given, update.labels, kept))
+        LoraLearner(encoder, strong, seed=1).update(data, Origin(update.shape, given, update.labels, kept))
         for given, kept in ((weights, anchor), (update.weights, update.anchor))
     )
     free = LoraLearner(encoder, strong.model_copy(update={"ewc": 0.0}), seed=1).update(
-        data, Champion(update.shape, weights, update.labels, anchor)
+        data, Origin(update.shape, weights, update.labels, anchor)
     )
     apart = {name: float((one.weights[name] - other.weights[name]).norm()) for name in one.weights}
     led = {name: float((one.weights[name] - free.weights[name]).norm()) for name in one.weights}
@@ -190,7 +196,7 @@ def test_the_next_update_is_the_same_from_files_as_from_memory(
 
 
 # ── another shape ──
-def changed_targets(champion: Champion) -> Champion:
+def changed_targets(champion: Origin) -> Origin:
     shape = champion.shape
     return dataclasses.replace(champion, shape=dataclasses.replace(shape, targets=shape.targets[:-1]))
 

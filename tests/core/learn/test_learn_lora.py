@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from perdure.config import LoraSettings, Settings
 from perdure.errors import SettingError
-from perdure.learn.lora import HEAD, HEAD_SCALE, Champion, LoraLearner, TrainingSet, Update
+from perdure.learn.lora import HEAD, HEAD_SCALE, LoraLearner, Origin, TrainingSet, Update
 from perdure.model.adapter import Adapter
 from perdure.model.encoder import Encoder, pool
 
@@ -36,7 +36,7 @@ def training_set(pairs: Sequence[tuple[str, str]], fresh: int | None = None) -> 
 
 @pytest.fixture
 def learn(encoder: Encoder, settings: Settings) -> Learn:
-    def run(data: TrainingSet, champion: Champion | None = None, *, seed: int = 0, **changed: Any) -> Update:
+    def run(data: TrainingSet, champion: Origin | None = None, *, seed: int = 0, **changed: Any) -> Update:
         lora = LoraSettings.model_validate({**settings.lora.model_dump(), **changed})
         return LoraLearner(encoder, lora, seed=seed).update(data, champion)
 
@@ -44,12 +44,12 @@ def learn(encoder: Encoder, settings: Settings) -> Learn:
 
 
 @pytest.fixture
-def champion(learn: Learn, data: TrainingSet) -> Champion:
+def champion(learn: Learn, data: TrainingSet) -> Origin:
     return champion_of(learn(data))
 
 
-def champion_of(update: Update, anchor: bool = True) -> Champion:
-    return Champion(update.shape, update.weights, update.labels, update.anchor if anchor else None)
+def champion_of(update: Update, anchor: bool = True) -> Origin:
+    return Origin(update.shape, update.weights, update.labels, update.anchor if anchor else None)
 
 
 def logits_of(encoder: Encoder, update: Update, texts: Sequence[str]) -> Tensor:
@@ -63,7 +63,7 @@ def accuracy(encoder: Encoder, update: Update, data: TrainingSet) -> float:
     return float(np.mean([update.labels[column] == label for column, label in zip(best, data.labels, strict=True)]))
 
 
-def theta_of(update: Update | Champion) -> dict[str, Tensor]:
+def theta_of(update: Update | Origin) -> dict[str, Tensor]:
     theta = {
         name: update.shape.scale * (update.weights[f"{name}.B"] @ update.weights[f"{name}.A"])
         for name in update.shape.targets
@@ -116,7 +116,7 @@ def test_training_alone_gives_the_weights_of_the_update(
 
 
 def test_rough_products_learn_what_exact_ones_do(
-    learn: Learn, data: TrainingSet, champion: Champion, monkeypatch: pytest.MonkeyPatch
+    learn: Learn, data: TrainingSet, champion: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Where the processor has no instructions for it, PyTorch imitates bfloat16.
     monkeypatch.setattr("perdure.learn.device.computes_bfloat16", lambda _: True)
@@ -192,14 +192,14 @@ def test_progress_is_told_at_every_step(encoder: Encoder, settings: Settings, da
 
 
 # ── going on from the champion ──
-def test_an_update_goes_on_from_the_champion(learn: Learn, data: TrainingSet, champion: Champion) -> None:
+def test_an_update_goes_on_from_the_champion(learn: Learn, data: TrainingSet, champion: Origin) -> None:
     still = learn(data, champion, learning_rate=1e-12)
     for name, value in still.weights.items():
         torch.testing.assert_close(value, champion.weights[name], rtol=0, atol=1e-7)
     assert still.dropped is None
 
 
-def test_a_label_that_nothing_is_left_of_keeps_its_row(learn: Learn, requests: Requests, champion: Champion) -> None:
+def test_a_label_that_nothing_is_left_of_keeps_its_row(learn: Learn, requests: Requests, champion: Origin) -> None:
     update = learn(training_set(requests(("card", "parcel"), 8)), champion, learning_rate=1e-12)
     assert update.labels == LABELS
     torch.testing.assert_close(update.weights[HEAD], champion.weights[HEAD], rtol=0, atol=1e-7)
@@ -207,7 +207,7 @@ def test_a_label_that_nothing_is_left_of_keeps_its_row(learn: Learn, requests: R
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("auto", 2e-3)])
 def test_a_new_label_starts_at_its_mean_embedding(
-    encoder: Encoder, learn: Learn, requests: Requests, champion: Champion, precision: str, tolerance: float
+    encoder: Encoder, learn: Learn, requests: Requests, champion: Origin, precision: str, tolerance: float
 ) -> None:
     pairs = requests(("parcel", "refund"), 8)
     update = learn(training_set(pairs), champion, learning_rate=1e-12, precision=precision)
@@ -220,7 +220,7 @@ def test_a_new_label_starts_at_its_mean_embedding(
 
 
 def test_rows_follow_their_labels_whatever_the_champions_order(
-    learn: Learn, requests: Requests, champion: Champion
+    learn: Learn, requests: Requests, champion: Origin
 ) -> None:
     turned = dataclasses.replace(
         champion,
@@ -238,7 +238,7 @@ def test_rows_follow_their_labels_whatever_the_champions_order(
 def test_an_adapter_of_another_shape_is_left_with_a_reason(
     learn: Learn,
     data: TrainingSet,
-    champion: Champion,
+    champion: Origin,
     caplog: pytest.LogCaptureFixture,
     changed: dict[str, int],
     reason: str,
@@ -311,14 +311,14 @@ def test_strong_ewc_keeps_parameters_near_the_anchor(learn: Learn, requests: Req
     assert free > 2 * held > 40 * tight > 0
 
 
-def test_the_penalty_that_is_told_has_lambda_in_it(learn: Learn, data: TrainingSet, champion: Champion) -> None:
+def test_the_penalty_that_is_told_has_lambda_in_it(learn: Learn, data: TrainingSet, champion: Origin) -> None:
     update = learn(data, champion, ewc=50.0)
     assert champion.anchor is not None
     assert update.penalty == pytest.approx(50.0 * float(champion.anchor.penalty(theta_of(update))), rel=1e-4)
     assert update.penalty > 0
 
 
-def test_the_new_anchor_is_the_updates_own_parameters(learn: Learn, data: TrainingSet, champion: Champion) -> None:
+def test_the_new_anchor_is_the_updates_own_parameters(learn: Learn, data: TrainingSet, champion: Origin) -> None:
     update = learn(data, champion)
     theta = theta_of(update)
     assert set(update.anchor.theta) == set(update.anchor.fisher) == set(theta)
@@ -364,7 +364,7 @@ def plain_fisher(encoder: Encoder, update: Update, texts: Sequence[str]) -> dict
     return {name: value / len(texts) for name, value in total.items()}
 
 
-def test_fisher_information_goes_on_decayed(learn: Learn, data: TrainingSet, champion: Champion) -> None:
+def test_fisher_information_goes_on_decayed(learn: Learn, data: TrainingSet, champion: Origin) -> None:
     assert champion.anchor is not None
     ones = {name: torch.ones_like(value) for name, value in champion.anchor.fisher.items()}
     with_past = dataclasses.replace(champion, anchor=dataclasses.replace(champion.anchor, fisher=ones))
@@ -383,7 +383,7 @@ def test_the_cost_of_the_fisher_pass_is_bounded_and_never_nothing(learn: Learn, 
 
 
 def test_labels_that_a_head_was_given_since_its_update_are_free(
-    encoder: Encoder, learn: Learn, requests: Requests, champion: Champion
+    encoder: Encoder, learn: Learn, requests: Requests, champion: Origin
 ) -> None:
     # As a head update does: rows of new labels come behind those that the anchor speaks of.
     row = torch.full((1, encoder.dim), 0.1)

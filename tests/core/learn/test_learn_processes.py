@@ -19,7 +19,7 @@ from perdure import torchrun
 from perdure.config import LoraSettings, Settings
 from perdure.errors import UsageError
 from perdure.learn.job import EncoderName, Job
-from perdure.learn.lora import Champion, LoraLearner, TrainingSet
+from perdure.learn.lora import LoraLearner, Origin, TrainingSet
 from perdure.learn.processes import Processes
 from perdure.model.encoder import Encoder
 
@@ -40,7 +40,7 @@ def job(encoder: Encoder, settings: Settings, requests: Callable[..., list[tuple
         lora,
         3,
         TrainingSet(texts, labels, 15, soft, LABELS[:2]),
-        Champion(before.shape, before.weights, before.labels, before.anchor),
+        Origin(before.shape, before.weights, before.labels, before.anchor),
     )
 
 
