@@ -87,7 +87,7 @@ class ReplayMemory:
                 split=Split(self._store, self._priorities, self._reservoir, self._statistics),
                 clock=clock,
             )
-            self._views = Views(self._store, self._settings.near_duplicate)
+            self._views = Views(self._store, self._settings.near_duplicate, settings.device)
             self._samples = Samples(self._store, self._views, self._settings.holdout_share)
             if not read_only:
                 self._statistics.folder.mkdir(exist_ok=True)

@@ -15,13 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perdure.errors import UsageError
+from perdure.config import Device
+from perdure.errors import SettingError, UsageError
 from perdure.records import Float
 from perdure_replay.herding import herding
 from perdure_replay.store import Store
 
 QUERIES = 1000
 """Queries answered at once; more would only take more memory."""
+
+COPIED = 65_536
+"""Vectors copied to a GPU at once: in float32 they take twice the room."""
 
 ROUNDING = 1e-6
 """Slack of similarities, so that the same text twice has a similarity of 1."""
@@ -41,6 +45,29 @@ def faiss_module() -> ModuleType:
     return module
 
 
+def on_device(index: Any, device: Device) -> Any:
+    """`index` itself, or a copy of it on a GPU, which is searched in its place; both hold float16.
+
+    Raises:
+        SettingError: a GPU is wanted, and FAISS finds none.
+    """
+    faiss = faiss_module()
+    found = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+    if device == "cuda" and not found:
+        raise SettingError(
+            "setting device cannot be 'cuda': FAISS finds no GPU here. Set it to auto or cpu, or install perdure[gpu] "
+            "and a driver"
+        )
+    if device == "cpu" or not found:
+        return index
+    config = faiss.GpuIndexFlatConfig()
+    config.useFloat16 = True
+    copy = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), index.d, config)
+    for start in range(0, index.ntotal, COPIED):
+        copy.add(index.reconstruct_n(start, min(COPIED, index.ntotal - start)))
+    return copy
+
+
 @dataclass(frozen=True, slots=True)
 class _Table:
     keys: tuple[str, ...]
@@ -48,6 +75,8 @@ class _Table:
     """Rows of each label."""
     index: Any
     """FAISS index of n vectors; None where there are none."""
+    searched: Any
+    """The same, where it is searched."""
 
     def vectors(self, rows: Sequence[int] | NDArray[np.int64]) -> Float:
         """Vectors of m rows, m × d, each of length 1."""
@@ -57,8 +86,9 @@ class _Table:
 class Views:
     """Similarities among living samples that have an embedding."""
 
-    def __init__(self, store: Store, near_duplicate: float) -> None:
+    def __init__(self, store: Store, near_duplicate: float, device: Device) -> None:
         self._store = store
+        self._device = device
         self._near_duplicate = near_duplicate
         self._table: _Table | None = None
         self._groups: dict[str, tuple[frozenset[str], ...]] = {}
@@ -198,7 +228,8 @@ class Views:
                 if index is None:
                     index = _empty_index(packed.shape[1])
                 index.add(packed.astype(np.float32))
-            self._table = _Table(tuple(keys), rows, index)
+            searched = None if index is None else on_device(index, self._device)
+            self._table = _Table(tuple(keys), rows, index, searched)
         return self._table
 
 
@@ -212,7 +243,7 @@ def _search(table: _Table, queries: Float, k: int) -> tuple[NDArray[np.int64], F
 
     What float16 has left of a vector is not quite of length 1: the cosines are taken anew.
     """
-    _, rows = table.index.search(queries, k)
+    _, rows = table.searched.search(queries, k)
     vectors = table.vectors(rows.ravel()).reshape(*rows.shape, -1)
     cosines = np.einsum("nkd,nd->nk", vectors, queries)
     order = np.argsort(-cosines, axis=1, kind="stable")

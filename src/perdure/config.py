@@ -23,6 +23,7 @@ ENV_PREFIX = "PERDURE_"
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class Section(BaseModel):
@@ -173,7 +174,7 @@ class GateSettings(Section):
 
 
 class LoraSettings(Section):
-    """The challenger: one low-rank adapter, continued from the champion's."""
+    """The challenger: one low-rank adapter, continued from turn to turn."""
 
     enabled: bool = True
     """Make LoRA candidates; without it only the head learns."""
@@ -189,8 +190,6 @@ class LoraSettings(Section):
     """Rows in one training step."""
     learning_rate: Positive = 5e-4
     """Of AdamW, at its peak."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where an update trains; `auto` takes a GPU where PyTorch finds one. What it has trained is served anywhere."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the large matrix products while training; `auto` takes bfloat16 where the device has instructions for it.
     Factors, head and all else are float32."""
@@ -293,6 +292,9 @@ class Settings(Section):
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Everything random follows from it."""
+    device: Device = "auto"
+    """Where LoRA trains and memory is searched; `auto` takes a GPU where PyTorch, or FAISS, finds one. What was made on
+    one is served anywhere."""
     stream: StreamSettings = StreamSettings()
     spool: SpoolSettings = SpoolSettings()
     ingest: IngestSettings = IngestSettings()

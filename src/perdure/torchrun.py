@@ -44,7 +44,7 @@ def follow(processes: Processes) -> int:
                 f"encoder {job.encoder.name!r} has other weights in process {processes.rank} than in the first one: "
                 "put the same files in every place"
             )
-        LoraLearner(encoder, job.settings, seed=job.seed).train(job.data, job.origin)
+        LoraLearner(encoder, job.settings, seed=job.seed, device=job.device).train(job.data, job.origin)
         updates += 1
     return updates
 

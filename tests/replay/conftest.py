@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from perdure.config import Settings
+from perdure.config import Device, Settings
 from perdure.records import Erasure, Feedback, Interaction, Record, encode
 from perdure.stream.base import Entry, Page
 from perdure_replay import ReplayMemory
@@ -142,9 +142,9 @@ class World:
         return Counter({key: count for key, count in total.items() if count})
 
     @staticmethod
-    def settings(path: Path, seed: int = 0, **memory: Any) -> Settings:
+    def settings(path: Path, seed: int = 0, device: Device = "cpu", **memory: Any) -> Settings:
         values = {"path": str(path), **memory}
-        return Settings(seed=seed).with_values({f"memory.{name}": value for name, value in values.items()})
+        return Settings(seed=seed, device=device).with_values({f"memory.{name}": value for name, value in values.items()})
 
     def open(self, path: Path, **options: Any) -> ReplayMemory:
         """Opened with the clock standing at `now`; other options are settings of memory."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 
-from perdure.errors import UsageError
+from perdure.errors import SettingError, UsageError
 from perdure.records import Float, Record
 from perdure_replay import ReplayMemory, herding
 
@@ -55,6 +57,62 @@ def test_neighbours_are_the_most_similar_living_samples(world: Any, opened: Open
     assert [sample.text for sample in memory.neighbours(directions(1), 1).samples[0]] == ["t1"]
     memory.close()
     assert [sample.text for sample in opened().neighbours(directions(1), 1).samples[0]] == ["t1"]
+
+
+class Gpu:
+    """What the GPU build of FAISS adds, in terms of what every build has; no GPU is needed."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.searched = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(faiss, name)
+
+    def get_num_gpus(self) -> int:
+        return self.count
+
+    def StandardGpuResources(self) -> str:
+        return "resources"
+
+    def GpuIndexFlatConfig(self) -> SimpleNamespace:
+        return SimpleNamespace(useFloat16=False)
+
+    def GpuIndexFlatIP(self, resources: str, dimensions: int, config: SimpleNamespace) -> Any:
+        assert resources == "resources"
+        assert config.useFloat16
+        gpu, index = self, faiss.IndexFlatIP(dimensions)
+
+        class Counted:
+            add = index.add
+
+            def search(self, queries: Float, k: int) -> Any:
+                gpu.searched += 1
+                return index.search(queries, k)
+
+        return Counted()
+
+
+@pytest.mark.parametrize(("device", "gpus", "used"), [("auto", 1, 1), ("cuda", 1, 1), ("cpu", 1, 0), ("auto", 0, 0)])
+def test_the_index_is_searched_on_a_gpu_where_there_is_one(
+    world: Any, opened: Open, monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, used: int
+) -> None:
+    gpu = Gpu(gpus)
+    monkeypatch.setattr("perdure_replay.views.faiss_module", lambda: gpu)
+    monkeypatch.setattr("perdure_replay.views.COPIED", 2)
+    memory = filled(world, opened, device=device)
+    angles(memory, {"t0": 0, "t1": 30, "t4": 60, "t5": 90})
+    found = memory.neighbours(directions(1, 89), 3)
+    assert [[sample.text for sample in row] for row in found.samples] == [["t0", "t1", "t4"], ["t5", "t4", "t1"]]
+    assert found.similarities[0] == pytest.approx(np.cos(np.deg2rad([1, 29, 59])), abs=1e-3)
+    assert gpu.searched == used
+
+
+def test_a_gpu_that_faiss_does_not_find_is_an_error_that_says_what_to_do(world: Any, opened: Open) -> None:
+    memory = filled(world, opened, device="cuda")
+    angles(memory, {"t0": 0})
+    with pytest.raises(SettingError, match=r"device cannot be 'cuda'.*FAISS finds no GPU.*auto or cpu"):
+        memory.neighbours(directions(1), 1)
 
 
 def test_near_duplicates_share_their_weight_within_a_label(world: Any, opened: Open) -> None:

@@ -84,7 +84,11 @@ class Challenger:
         replay = self._replay(material, champion, representatives, frozenset(train.keys) | material.doubtful())
         data = self._training_set(train, replay, material, champion)
         update = LoraLearner(
-            self._encoder, self._settings.lora, seed=self._settings.seed + material.turn, progress=self._progress
+            self._encoder,
+            self._settings.lora,
+            seed=self._settings.seed + material.turn,
+            device=self._settings.device,
+            progress=self._progress,
         ).update(data, origin)
         return self._judged(update, data, champion, leverage, material, counts, name)
 

@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 
+from perdure.config import Device
 from perdure.errors import SettingError
 
-Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -21,7 +21,7 @@ def training_device(wanted: Device) -> torch.device:
     found = torch.cuda.is_available()
     if wanted == "cuda" and not found:
         raise SettingError(
-            "setting lora.device cannot be 'cuda': PyTorch finds no GPU here. Set it to auto or cpu, or install "
+            "setting device cannot be 'cuda': PyTorch finds no GPU here. Set it to auto or cpu, or install "
             "a driver and a build of PyTorch for CUDA"
         )
     return torch.device("cuda" if found and wanted != "cpu" else "cpu")

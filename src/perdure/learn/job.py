@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from perdure.config import LoraSettings
+from perdure.config import Device, LoraSettings
 from perdure.learn.ewc import Anchor
 from perdure.learn.network import Origin, TrainingSet
 from perdure.model.adapter import AdapterShape
@@ -33,6 +33,7 @@ class Job:
     encoder: EncoderName
     settings: LoraSettings
     seed: int
+    device: Device
     data: TrainingSet
     origin: Origin | None
 
@@ -47,6 +48,7 @@ class Job:
             ],
             "settings": self.settings.model_dump(mode="json"),
             "seed": self.seed,
+            "device": self.device,
             "data": [self.data.texts, self.data.labels, self.data.fresh, self.data.soft_labels],
         }
         if self.data.soft is not None:
@@ -81,6 +83,7 @@ class Job:
             EncoderName(*header["encoder"]),
             LoraSettings.model_validate(header["settings"]),
             header["seed"],
+            header["device"],
             TrainingSet(tuple(texts), tuple(labels), fresh, soft, tuple(soft_labels)),
             origin,
         )

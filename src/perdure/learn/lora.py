@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perdure.config import LoraSettings
+from perdure.config import Device, LoraSettings
 from perdure.learn.batches import mixed_batches
 from perdure.learn.device import product_precision, training_device
 from perdure.learn.ewc import Anchor, decayed_sum
@@ -69,6 +69,7 @@ class LoraLearner:
         encoder: the frozen encoder.
         settings: rank, epochs, strengths.
         seed: where all randomness comes from.
+        device: where to train.
         progress: called with (step, steps) now and then.
         stage: called with the name of what begins: `frozen` (the pass below the cut), `head`, `steps`.
     """
@@ -79,12 +80,14 @@ class LoraLearner:
         settings: LoraSettings,
         *,
         seed: int,
+        device: Device = "auto",
         progress: Callable[[int, int], None] | None = None,
         stage: Callable[[str], None] | None = None,
     ) -> None:
         self._encoder = encoder
         self._settings = settings
         self._seed = seed
+        self._device = device
         self._progress = progress or (lambda _step, _steps: None)
         self._stage = stage or (lambda _name: None)
 
@@ -130,8 +133,9 @@ class LoraLearner:
             raise ValueError("an update needs at least one row, but the training set is empty")
         processes = Processes.current()
         if processes.leads and processes.count > 1:
-            processes.tell(Job(_name_of(self._encoder), self._settings, self._seed, data, origin).to_bytes())
-        encoder = self._encoder.on(training_device(self._settings.device))
+            job = Job(_name_of(self._encoder), self._settings, self._seed, self._device, data, origin)
+            processes.tell(job.to_bytes())
+        encoder = self._encoder.on(training_device(self._device))
         dtype = product_precision(self._settings.precision, encoder.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)

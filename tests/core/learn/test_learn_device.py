@@ -21,7 +21,7 @@ def test_a_gpu_that_is_not_there_is_an_error_that_says_what_to_do(monkeypatch: p
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert training_device("cuda").type == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SettingError, match=r"lora\.device cannot be 'cuda'.*no GPU.*Set it to auto or cpu"):
+    with pytest.raises(SettingError, match=r"setting device cannot be 'cuda'.*no GPU.*Set it to auto or cpu"):
         training_device("cuda")
 
 

@@ -149,11 +149,11 @@ def test_the_gradient_is_cut_at_length_one(learn: Learn, data: TrainingSet, monk
 
 
 def test_a_device_or_precision_that_is_not_there_is_refused(
-    learn: Learn, data: TrainingSet, monkeypatch: pytest.MonkeyPatch
+    encoder: Encoder, settings: Settings, learn: Learn, data: TrainingSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SettingError, match=r"lora\.device"):
-        learn(data, device="cuda")
+    with pytest.raises(SettingError, match="setting device"):
+        LoraLearner(encoder, settings.lora, seed=0, device="cuda").update(data, None)
     monkeypatch.setattr("perdure.learn.device.computes_bfloat16", lambda _: False)
     with pytest.raises(SettingError, match=r"lora\.precision"):
         learn(data, precision="bfloat16")

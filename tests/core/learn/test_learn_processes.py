@@ -39,6 +39,7 @@ def job(encoder: Encoder, settings: Settings, requests: Callable[..., list[tuple
         EncoderName(encoder.name, encoder.max_tokens, encoder.adapted_layers, encoder.fingerprint),
         lora,
         3,
+        "cpu",
         TrainingSet(texts, labels, 15, soft, LABELS[:2]),
         Origin(before.shape, before.weights, before.labels, before.anchor),
     )
@@ -63,10 +64,10 @@ def assert_same(one: Any, other: Any) -> None:
 
 def test_a_job_arrives_as_it_was_sent(job: Job) -> None:
     assert_same(Job.from_bytes(job.to_bytes()), job)
-    assert job.champion is not None
+    assert job.origin is not None
     for other in (
-        dataclasses.replace(job, champion=None),
-        dataclasses.replace(job, champion=dataclasses.replace(job.champion, anchor=None)),
+        dataclasses.replace(job, origin=None),
+        dataclasses.replace(job, origin=dataclasses.replace(job.origin, anchor=None)),
         dataclasses.replace(job, data=dataclasses.replace(job.data, soft=None, soft_labels=())),
     ):
         assert_same(Job.from_bytes(other.to_bytes()), other)
@@ -121,7 +122,7 @@ def test_two_processes_make_the_update_of_one(encoder: Encoder, job: Job, tmp_pa
     assert (tmp_path / "result-1").read_text() == "2"
     found = load_file(tmp_path / "result-0")
     learner = LoraLearner(encoder, job.settings, seed=job.seed)
-    for name, champion in (("first", None), ("second", job.champion)):
+    for name, champion in (("first", None), ("second", job.origin)):
         alone = learner.update(job.data, champion)
         assert float(found[f"{name}/loss"]) == pytest.approx(alone.loss, rel=1e-4)
         for key, value in alone.weights.items():

@@ -25,7 +25,7 @@ def main(encoder: str, job: str, result: str) -> None:
         cut = load_encoder(encoder, max_tokens=32, adapted_layers=2)
         learner = LoraLearner(cut, wanted.settings, seed=wanted.seed)
         first = learner.update(wanted.data, None)
-        second = learner.update(wanted.data, wanted.champion)
+        second = learner.update(wanted.data, wanted.origin)
         processes.tell(b"")
         parts = {"first": first, "second": second}
         weights = {f"{name}/{key}": value for name, update in parts.items() for key, value in update.weights.items()}
