@@ -243,7 +243,7 @@ class ReplayMemory:
             enough = {
                 label
                 for label, count in labels.items()
-                if label in known or count >= self._settings.pending_labels_below
+                if label in known or count >= self._settings.class_rows
             }
             waiting = self._count("waiting")
             totals: dict[str, int] = dict(self._store.rows("SELECT name, value FROM totals"))

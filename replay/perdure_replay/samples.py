@@ -9,7 +9,7 @@ from perdure_replay.store import Rows, Store
 from perdure_replay.views import Views
 
 SHOWN = """
-SELECT p.key, p.sample, p.label, p.time, s.text FROM places p
+SELECT p.key, p.sample, p.label, p.time, p.support, s.text FROM places p
 JOIN provenance s ON s.place = p.key AND s.hash = p.source
 WHERE p.living = 1
 """
@@ -56,6 +56,7 @@ class Samples:
                 held_out=is_held_out(key, self._holdout_share),
                 time=time,
                 provenance=tuple(provenance.get(place, ())),
+                copies=max(support, 1),
             )
-            for place, key, label, time, text in rows
+            for place, key, label, time, support, text in rows
         )

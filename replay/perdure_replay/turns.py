@@ -59,7 +59,7 @@ class Turns:
             INSERT OR IGNORE INTO classes (label, turn)
             SELECT label, (SELECT turn FROM state) FROM places WHERE living = 1 GROUP BY label HAVING count(*) >= ?
             """,
-            (self._settings.pending_labels_below,),
+            (self._settings.class_rows,),
         )
         self._store.set_state(
             frozen=1, champion=champion, promotion=promotion, turn_offset=json.dumps(dict(self.offset()))

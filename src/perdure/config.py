@@ -130,6 +130,11 @@ class MemorySettings(Section):
     fresh_rows: Count = 20_000
     """Most labelled rows that wait for the next turn; above it the rows of lowest priority are left out of LoRA."""
 
+    @property
+    def class_rows(self) -> int:
+        """Samples with which a label becomes a class: no more than are kept of it."""
+        return min(self.pending_labels_below, self.per_class)
+
 
 class ModelSettings(Section):
     """The encoder and the analytic head."""
@@ -327,7 +332,7 @@ def load_settings(
     for name, value in _from_file(file):
         _set(tree, name, value)
     for key, text in (os.environ if environ is None else environ).items():
-        if key.startswith(ENV_PREFIX) and ("__" in key or key == f"{ENV_PREFIX}SEED"):
+        if names_setting(key):
             _set(tree, key.removeprefix(ENV_PREFIX).lower().replace("__", "."), _parse(text), origin=key)
     for override in overrides:
         name, equals, text = override.partition("=")
@@ -337,9 +342,20 @@ def load_settings(
     return _validated(tree)
 
 
+def names_setting(variable: str) -> bool:
+    """Whether the environment's `variable` gives a setting a value; `PERDURE_DATA`, say, is for others."""
+    name = variable.removeprefix(ENV_PREFIX)
+    return name != variable and ("__" in name or name.lower() in _plain_names())
+
+
 def setting_names() -> tuple[str, ...]:
     """Every setting's dotted name."""
     return tuple(name for name, _ in _leaves(Settings().model_dump()))
+
+
+def _plain_names() -> frozenset[str]:
+    """Settings that stand in no section."""
+    return frozenset(name for name in setting_names() if "." not in name)
 
 
 def _parse(text: str) -> Any:

@@ -3,6 +3,7 @@
 PerdureError
 ├── UsageError (also ValueError)      what a user gave cannot be used; the message says what to change
 │   ├── SettingError                  a setting is unknown or out of range
+│   ├── TooFewLabels                  there is nothing to tell apart yet
 │   ├── DataError                     a row of a data file cannot be used; carries file and line
 │   └── ModelNotFound                 an encoder that is neither a folder, nor packaged, nor in the local cache
 ├── RecordError (also ValueError)     a record cannot be read: it goes to quarantine with this reason
@@ -33,6 +34,10 @@ class UsageError(PerdureError, ValueError):
 
 class SettingError(UsageError):
     """A setting is unknown or out of range."""
+
+
+class TooFewLabels(UsageError):
+    """Fewer than two labels have examples enough: there is nothing to tell apart yet."""
 
 
 class DataError(UsageError):

@@ -3,51 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from perdure.errors import VersionDamaged, VersionNotFound
 from perdure.registry import JUDGE, Registry
 from perdure.turn import CandidateResult, TurnResult
 
-LOOK_BACK = 20
-"""Turns in which a challenger is looked for."""
+LOOKS = 10
+"""Turns for which one challenger is trained on and judged; then the next begins at the champion again."""
 
 PROMOTIONS = 100
 """Promotions that are looked through for what people did since: a turn makes two at most."""
 
-HARMLESS = frozenset({"gain", "latency"})
-"""Checks that a challenger may fail and yet be worth going on from: it was not better, or is slow, but did no harm."""
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """A LoRA candidate on which the judge could not decide."""
+
+    version: str
+    looks: int
+    """How often the judge has looked at it, or at what it came from."""
 
 
-def challenger_in(history: Sequence[str], registry: Registry) -> str | None:
-    """The last LoRA candidate that was kept out for nothing but want of proof; None where the champion is to be taken.
+def undecided_in(history: Sequence[str], registry: Registry) -> Undecided | None:
+    """The last LoRA candidate, if its verdict was inconclusive; None where the champion is to be gone on from.
 
     What one turn teaches is seldom enough to be proved on a few hundred rows. If every update began again at the
     champion, no challenger would ever know more than that; so it goes on from the challenger, which is thereby trained
-    on all turns since, and asked again after each of them. One that did harm is dropped, and so is one that is older
-    than what a person promoted or rolled back.
+    on all turns since, and asked again after each of them. One that failed a check is dropped, and so is one that is
+    older than what a person promoted or rolled back, or has been looked at `LOOKS` times.
 
     Args:
         history: summaries of the last turns, oldest first.
         registry: where candidates and promotions are.
     """
-    last = _last_challenger(history)
-    if last is None or last.outcome not in ("keep", "inconclusive"):
+    last, seconds = _last_candidate(history)
+    if last is None or last.outcome != "inconclusive":
         return None
     try:
         card = registry.card(last.version)
     except (VersionNotFound, VersionDamaged):
         return None
-    checks = (card.verdict or {}).get("checks", ())
-    if any(check["passed"] is False and check["name"] not in HARMLESS for check in checks):
+    looks = int(card.metrics.get("looks", 1))
+    # Whoever stepped in while that turn was under way was not known to it.
+    began = card.created - seconds
+    if looks >= LOOKS or any(entry.by != JUDGE and entry.at >= began for entry in registry.promotions(PROMOTIONS)):
         return None
-    if any(entry.by != JUDGE and entry.at >= card.created for entry in registry.promotions(PROMOTIONS)):
-        return None
-    return last.version
+    return Undecided(last.version, looks)
 
 
-def _last_challenger(history: Sequence[str]) -> CandidateResult | None:
+def _last_candidate(history: Sequence[str]) -> tuple[CandidateResult | None, float]:
+    """The last LoRA candidate and the wall time of its turn."""
     for summary in reversed(history):
-        for candidate in TurnResult.decode(summary).candidates:
+        result = TurnResult.decode(summary)
+        for candidate in result.candidates:
             if candidate.kind == "lora":
-                return candidate
-    return None
+                return candidate, result.wall_seconds
+    return None, 0.0

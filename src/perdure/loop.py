@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from perdure.config import Settings
-from perdure.errors import StalePromotion, UsageError, VersionDamaged, VersionNotFound
+from perdure.errors import StalePromotion, TooFewLabels, VersionDamaged, VersionNotFound
 from perdure.inflow import inflow_of
 from perdure.judge.drift import DriftSummary
 from perdure.learn.absorb import Absorber
@@ -32,9 +32,8 @@ from perdure.learn.candidate import Candidate
 from perdure.learn.challenger import Challenger, carried_files, origin_of
 from perdure.learn.gate import Gated, gate
 from perdure.learn.leverage import Leverage
-from perdure.learn.lora import Origin
 from perdure.learn.material import Encodings, Material
-from perdure.lineage import LOOK_BACK, challenger_in
+from perdure.lineage import Undecided, undecided_in
 from perdure.memory import IngestCounts, Memory, TurnState
 from perdure.model.classifier import AnalyticClassifier, load_classifier, shared_encoder
 from perdure.model.head import Statistics
@@ -44,6 +43,9 @@ from perdure.trial import Trial
 from perdure.turn import CandidateResult, TurnResult
 
 logger = logging.getLogger(__name__)
+
+LOOK_BACK = 20
+"""Turns in which an undecided challenger is looked for."""
 
 
 class Loop:
@@ -173,8 +175,8 @@ class Loop:
         counts = self._memory.counts()
         if len(counts.labels) < 2:
             few = ", ".join(f"{label!r} ({count})" for label, count in {**counts.labels, **counts.pending}.items())
-            raise UsageError(
-                f"a first version needs at least two labels with {self._settings.memory.pending_labels_below} examples "
+            raise TooFewLabels(
+                f"a first version needs at least two labels with {self._settings.memory.class_rows} examples "
                 f"each, but there are {few or 'none'}: add rows, or lower memory.pending_labels_below"
             )
 
@@ -291,7 +293,9 @@ class Loop:
         folder = self._folder(champion)
         if champion is None or folder is None or not self._settings.lora.enabled:
             return None
-        origin, notes = self._origin(champion, folder)
+        origin, before = origin_of(champion, folder), self._undecided()
+        if before is not None:
+            origin = origin_of(before[1], self._registry.fetch(before[0].version, self._cache))
         candidate = self._challenger.candidate(
             material,
             champion,
@@ -301,19 +305,22 @@ class Loop:
             statistics.counts,
             name,
         )
-        return candidate and replace(candidate, notes=(*notes, *candidate.notes))
+        if candidate is None or before is None:
+            return candidate
+        note = f"It was to go on from {before[0].version}, whose verdict was inconclusive."
+        return replace(candidate, looks=before[0].looks + 1, notes=(note, *candidate.notes))
 
-    def _origin(self, champion: AnalyticClassifier, folder: Path) -> tuple[Origin | None, tuple[str, ...]]:
-        """What a LoRA update goes on from, the champion or a challenger that only wanted proof; and notes of it."""
-        name = challenger_in(self._memory.history(LOOK_BACK), self._registry)
+    def _undecided(self) -> tuple[Undecided, AnalyticClassifier] | None:
+        """The challenger on which the judge could not decide in the last turns."""
+        found = undecided_in(self._memory.history(LOOK_BACK), self._registry)
+        if found is None:
+            return None
         try:
-            challenger = self._load(name)
-            if challenger is not None:
-                origin = origin_of(challenger, self._registry.fetch(challenger.version, self._cache))
-                return origin, (f"It goes on from {name}, which was kept out for want of proof.",)
+            classifier = self._load(found.version)
         except (VersionDamaged, VersionNotFound) as error:
             logger.warning("the LoRA update goes on from the champion: %s", error)
-        return origin_of(champion, folder), ()
+            return None
+        return None if classifier is None else (found, classifier)
 
     # ── champions ──
     def _champion_name(self) -> str | None:

@@ -127,6 +127,8 @@ class Sample:
     """Event time of the latest assertion, seconds since the epoch."""
     provenance: tuple[str, ...] = ()
     """Ids of interactions that assert it; the first few by a keyed hash."""
+    copies: int = 1
+    """Interactions that assert it: so often it is in the head's statistics."""
 
 
 def normalise(text: str) -> str:

@@ -37,7 +37,7 @@ SHIFT_ROWS = 500
 DRIFT_ROWS = 2000
 """Most rows on either side of a drift report."""
 
-EVIDENCE_KINDS = 2
+CANDIDATES = 2
 """Candidates that one turn may compare with the champion: bounds are corrected for both."""
 
 
@@ -103,7 +103,8 @@ class Trial:
             settings=self._settings.judge,
             artifact=artifact,
             shift=_shift(candidate, material, champion),
-            candidates=EVIDENCE_KINDS,
+            # k·(k+1)/2: all looks at one challenger together spend what one look may.
+            candidates=CANDIDATES * candidate.looks * (candidate.looks + 1) // 2,
             rolled_back=name in self._registry.rolled_back(),
         )
         card = Card(
@@ -120,7 +121,12 @@ class Trial:
             seed=self._settings.seed,
             config=self._settings.model_dump(mode="json"),
             notes=candidate.notes,
-            metrics={**candidate.metrics, **_accuracies(candidate), **_latencies(artifact)},
+            metrics={
+                **candidate.metrics,
+                "looks": float(candidate.looks),
+                **_accuracies(candidate),
+                **_latencies(artifact),
+            },
             verdict=verdict.to_json(),
         )
         return self._registry.write(card, {**files, **self._drift_files, **self._report(candidate, material, verdict)})

@@ -22,10 +22,17 @@ def test_without_anything_the_defaults_hold():
 
 def test_file_environment_and_command_line_come_one_over_the_other(tmp_path):
     text = "seed: 1\nlora:\n  rank: 2\n  alpha: 2\n  epochs: 2\n  batch: 2\n"
-    environ = {"PERDURE_LORA__ALPHA": "3", "PERDURE_LORA__EPOCHS": "3", "PERDURE_LORA__BATCH": "3", "PERDURE_SEED": "3"}
+    environ = {
+        "PERDURE_LORA__ALPHA": "3",
+        "PERDURE_LORA__EPOCHS": "3",
+        "PERDURE_LORA__BATCH": "3",
+        "PERDURE_SEED": "3",
+        "PERDURE_DEVICE": "cpu",
+        "PERDURE_DATA": "x",
+    }
     settings = loaded(tmp_path, text, ["lora.epochs=4", "lora.batch=5", "lora.batch=6"], environ)
     assert (settings.lora.rank, settings.lora.alpha, settings.lora.epochs, settings.lora.batch) == (2, 3, 4, 6)
-    assert settings.seed == 3
+    assert (settings.seed, settings.device) == (3, "cpu")
     assert settings.lora.layers == Settings().lora.layers
 
 

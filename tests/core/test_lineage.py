@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from perdure.lineage import challenger_in
+from perdure.lineage import LOOKS, Undecided, undecided_in
 from perdure.records import now
 from perdure.registry import JUDGE, Card, EncoderCard, Registry
 from perdure.turn import CandidateResult, TurnResult
@@ -20,69 +20,69 @@ def registry() -> Registry:
     return made
 
 
-def card(name: str, **checks: bool | None) -> Card:
-    """A version whose candidate met these checks."""
+def card(name: str, looks: int = 1) -> Card:
     return Card(
         name=name,
         kind="lora" if name.endswith("lora") else "head",
         encoder=EncoderCard(name="mini", fingerprint="f00"),
         labels=("a", "b"),
         created=now(),
-        verdict={"outcome": "keep", "checks": [{"name": key, "passed": value} for key, value in checks.items()]},
+        metrics={"looks": float(looks)},
     )
 
 
-def turn(number: int, **outcomes: str) -> str:
+def turn(number: int, *, seconds: float = 0.0, **outcomes: str) -> str:
     """The summary of a turn whose candidates, named by their kinds, met these outcomes."""
     candidates = [
         CandidateResult(f"v{number}-{kind}", kind, outcome, "", 1.0, 1.0) for kind, outcome in outcomes.items()
     ]
-    return json.dumps(TurnResult(number, "v1-head", "v1-head", tuple(candidates)).to_json())
+    result = TurnResult(number, "v1-head", "v1-head", tuple(candidates), wall_seconds=seconds)
+    return json.dumps(result.to_json())
 
 
-@pytest.mark.parametrize("outcome", ["keep", "inconclusive"])
-@pytest.mark.parametrize("checks", [{"gain": False, "known_labels": True}, {"gain": True, "known_labels": None}, {}])
-def test_what_only_wanted_proof_is_gone_on_from(
-    registry: Registry, outcome: str, checks: dict[str, bool | None]
-) -> None:
-    registry.write(card("v2-lora", **checks), {"adapter.safetensors": b"a"})
-    assert challenger_in([turn(1, first="promote"), turn(2, head="promote", lora=outcome)], registry) == "v2-lora"
+def test_what_was_not_decided_is_gone_on_from(registry: Registry) -> None:
+    registry.write(card("v2-lora", looks=3), {"adapter.safetensors": b"a"})
+    history = [turn(1, first="promote"), turn(2, head="promote", lora="inconclusive")]
+    assert undecided_in(history, registry) == Undecided("v2-lora", 3)
 
 
-@pytest.mark.parametrize("check", ["known_labels", "label_groups", "negative_flips", "calibration", "finite"])
-def test_what_did_harm_is_dropped(registry: Registry, check: str) -> None:
-    registry.write(card("v2-lora", gain=False, **{check: False}), {"adapter.safetensors": b"a"})
-    assert challenger_in([turn(2, lora="keep")], registry) is None
-
-
-@pytest.mark.parametrize("outcome", ["promote", "stale"])
-def test_what_was_promoted_goes_on_as_the_champion(registry: Registry, outcome: str) -> None:
+@pytest.mark.parametrize("outcome", ["keep", "promote", "stale"])
+def test_what_was_decided_is_not(registry: Registry, outcome: str) -> None:
     registry.write(card("v2-lora"), {"adapter.safetensors": b"a"})
     registry.write(card("v3-lora"), {"adapter.safetensors": b"b"})
-    assert challenger_in([turn(2, lora="keep"), turn(3, lora=outcome)], registry) is None
+    assert undecided_in([turn(2, lora="inconclusive"), turn(3, lora=outcome)], registry) is None
 
 
 def test_turns_without_a_challenger_do_not_end_it(registry: Registry) -> None:
     registry.write(card("v2-lora"), {"adapter.safetensors": b"a"})
-    assert challenger_in([turn(2, lora="keep"), turn(3, head="promote"), turn(4)], registry) == "v2-lora"
+    assert undecided_in([turn(2, lora="inconclusive"), turn(3, head="promote"), turn(4)], registry) is not None
 
 
-def test_the_last_one_counts(registry: Registry) -> None:
-    registry.write(card("v2-lora"), {"adapter.safetensors": b"a"})
-    registry.write(card("v3-lora", known_labels=False), {"adapter.safetensors": b"b"})
-    assert challenger_in([turn(2, lora="keep"), turn(3, lora="keep")], registry) is None
+def test_one_challenger_is_not_looked_at_for_ever(registry: Registry) -> None:
+    registry.write(card("v2-lora", looks=LOOKS - 1), {"adapter.safetensors": b"a"})
+    registry.write(card("v3-lora", looks=LOOKS), {"adapter.safetensors": b"b"})
+    assert undecided_in([turn(2, lora="inconclusive")], registry) is not None
+    assert undecided_in([turn(3, lora="inconclusive")], registry) is None
 
 
 def test_what_the_judge_promotes_since_does_not_end_it_but_what_people_do_does(registry: Registry) -> None:
     registry.write(card("v2-lora"), {"adapter.safetensors": b"a"})
     registry.write(card("v3-head"), {"head.safetensors": b"h"})
-    history = [turn(2, lora="keep"), turn(3, head="promote")]
+    history = [turn(2, lora="inconclusive"), turn(3, head="promote")]
     registry.promote("v3-head", reason="better", by=JUDGE)
-    assert challenger_in(history, registry) == "v2-lora"
+    assert undecided_in(history, registry) is not None
     registry.rollback(reason="answers are odd", by="ann")
-    assert challenger_in(history, registry) is None
+    assert undecided_in(history, registry) is None
+
+
+def test_who_steps_in_while_a_turn_is_under_way_is_not_passed_over(registry: Registry) -> None:
+    registry.write(card("v1-old"), {"head.safetensors": b"o"})
+    registry.promote("v1-old", reason="safer", by="ann")
+    registry.write(card("v2-lora"), {"adapter.safetensors": b"a"})
+    assert undecided_in([turn(2, seconds=60.0, lora="inconclusive")], registry) is None
+    assert undecided_in([turn(2, seconds=0.0, lora="inconclusive")], registry) is not None
 
 
 def test_one_that_is_not_there_any_more_is_not_gone_on_from(registry: Registry) -> None:
-    assert challenger_in([turn(2, lora="keep")], registry) is None
-    assert challenger_in([], registry) is None
+    assert undecided_in([turn(2, lora="inconclusive")], registry) is None
+    assert undecided_in([], registry) is None

@@ -14,7 +14,7 @@ import pytest
 
 from perdure.backtest import run_backtest, write_backtest_report
 from perdure.backtest.evaluation import Evaluation
-from perdure.errors import UsageError
+from perdure.errors import TooFewLabels, UsageError
 from perdure.records import Feedback, Interaction
 from perdure.stream import SqliteStream
 
@@ -357,3 +357,41 @@ def test_rows_of_sessions_that_never_come_are_left_out(recorded, settings, tmp_p
     write(evaluation, [{**row, "session": {0: 0, 1: 2, 2: 1}[row["session"]]} for row in rows])
     result = run_backtest(stream, evaluation, tmp_path / "out", settings)
     assert [len(one.accuracies) for one in result.sessions] == [1, 2]
+
+
+def test_a_session_with_nothing_to_tell_apart_waits_for_the_next(settings, tmp_path, sentences):
+    """The first session brings one label, the second a row of another, the third the rest of it."""
+    brought = (("refund", 20), ("login", 1), ("login", 19))
+    rows, start = [], {"refund": 0, "login": 0}
+    for session, (label, count) in enumerate(brought):
+        texts = sentences(label, 20, seed=4)[start[label] :][:count]
+        start[label] += count
+        rows += [{"text": text, "label": label, "session": session} for text in texts]
+    evaluation = [
+        {"text": text, "label": label, "session": session}
+        for label, session in (("refund", 0), ("login", 1), ("login", 2))
+        for text in sentences(label, 10, seed=7 + session)
+    ]
+    stream, asked = write(tmp_path / "s.jsonl", rows), write(tmp_path / "e.jsonl", evaluation)
+    result = run_backtest(stream, asked, tmp_path / "out", settings)
+    assert [one.version for one in result.sessions] == [None, None, "v000001-head"]
+    assert [one.acc_seen for one in result.sessions][:2] == [0.0, 0.0]
+    assert "at least two labels" in result.sessions[0].verdict
+    assert result.sessions[2].acc_seen > 0.8
+    assert result.sessions[2].learned == 40
+
+
+def test_a_stream_of_one_label_is_an_error_that_says_so(settings, tmp_path, sentences):
+    rows = [{"text": text, "label": "refund", "session": 0} for text in sentences("refund", 20)]
+    stream, asked = write(tmp_path / "s.jsonl", rows), write(tmp_path / "e.jsonl", rows)
+    with pytest.raises(TooFewLabels, match=r"at least two labels with 3 examples each, but there are 'refund' \(10\)"):
+        run_backtest(stream, asked, tmp_path / "out", settings)
+
+
+@pytest.mark.parametrize("per_class", [1, 2])
+def test_a_memory_of_one_or_two_samples_of_a_label_is_enough(recorded, settings, tmp_path, per_class):
+    stream, evaluation = recorded
+    small = settings.with_values({"memory.per_class": per_class})
+    result = run_backtest(stream, evaluation, tmp_path / "out", small)
+    assert result.sessions[-1].acc_seen > 0.8
+    assert result.memory.samples == 4 * per_class

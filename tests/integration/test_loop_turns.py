@@ -188,13 +188,14 @@ def test_a_lora_candidate_is_made_judged_and_kept_with_its_report(desk):
 def test_a_challenger_that_wants_proof_goes_on_from_turn_to_turn(desk):
     strict = {"lora__epochs": 1, "gate__known": 1.0, "judge__confidence": 0.999}
     desk.teach("refund", "parcel", count=30)
-    assert outcomes(desk.turn(**strict))["lora"] in ("keep", "inconclusive")
+    assert outcomes(desk.turn(**strict))["lora"] == "inconclusive"
     desk.teach("login", name="more", at=100.0, count=30)
-    assert outcomes(desk.turn(**strict))["lora"] in ("keep", "inconclusive")
+    assert outcomes(desk.turn(**strict))["lora"] == "inconclusive"
     registry = desk.registry()
     first, second = registry.card("v000001-lora"), registry.card("v000002-lora")
     assert first.notes == ()
-    assert second.notes == ("It goes on from v000001-lora, which was kept out for want of proof.",)
+    assert second.notes == ("It was to go on from v000001-lora, whose verdict was inconclusive.",)
+    assert (first.metrics["looks"], second.metrics["looks"]) == (1.0, 2.0)
     # Only what begins with an adapter has an anchor to be held to.
     assert first.metrics["ewc_penalty"] == 0.0
     assert second.metrics["ewc_penalty"] > 0.0

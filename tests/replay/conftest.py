@@ -144,7 +144,9 @@ class World:
     @staticmethod
     def settings(path: Path, seed: int = 0, device: Device = "cpu", **memory: Any) -> Settings:
         values = {"path": str(path), **memory}
-        return Settings(seed=seed, device=device).with_values({f"memory.{name}": value for name, value in values.items()})
+        return Settings(seed=seed, device=device).with_values(
+            {f"memory.{name}": value for name, value in values.items()}
+        )
 
     def open(self, path: Path, **options: Any) -> ReplayMemory:
         """Opened with the clock standing at `now`; other options are settings of memory."""

@@ -59,6 +59,14 @@ def test_neighbours_are_the_most_similar_living_samples(world: Any, opened: Open
     assert [sample.text for sample in opened().neighbours(directions(1), 1).samples[0]] == ["t1"]
 
 
+def test_a_sample_says_how_often_it_was_asserted(world: Any, opened: Open) -> None:
+    records = [record for number in range(3) for record in world.labelled(f"{number}", "Hello  there", "greeting")]
+    memory = opened([*records, *world.labelled("9", "bye", "farewell")])
+    assert {sample.text: sample.copies for sample in memory.samples()} == {"Hello  there": 3, "bye": 1}
+    memory.ingest(world.page([world.feedback("1", "farewell", at=9)], start=50))
+    assert {(sample.label, sample.copies) for sample in memory.samples()} == {("greeting", 2), ("farewell", 1)}
+
+
 class Gpu:
     """What the GPU build of FAISS adds, in terms of what every build has; no GPU is needed."""
 

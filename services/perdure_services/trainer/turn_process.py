@@ -14,7 +14,7 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import IO, Literal
 
-from perdure.config import ENV_PREFIX, Settings
+from perdure.config import Settings, names_setting
 from perdure.turn import TurnResult
 from perdure_services.trainer.child import Child, perdure
 
@@ -123,11 +123,7 @@ def update_command(config: Path) -> Sequence[str]:
 
 def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
     """`environ` for a process that gets all settings in a file: those in the environment would come over it."""
-    return {name: value for name, value in environ.items() if not _is_setting(name)}
-
-
-def _is_setting(name: str) -> bool:
-    return name.startswith(ENV_PREFIX) and ("__" in name or name == f"{ENV_PREFIX}SEED")
+    return {name: value for name, value in environ.items() if not names_setting(name)}
 
 
 def _pass_on(errors: IO[bytes] | None, said: list[str]) -> None:

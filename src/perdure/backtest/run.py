@@ -25,7 +25,7 @@ from perdure.backtest.evaluation import Evaluation, SessionResult
 from perdure.backtest.predictions import PredictionLog
 from perdure.config import Settings
 from perdure.dataset import DataRow, file_digest, read_rows
-from perdure.errors import UsageError
+from perdure.errors import TooFewLabels, UsageError
 from perdure.loop import Loop
 from perdure.memory import MemoryCounts, open_memory
 from perdure.registry import Registry
@@ -105,6 +105,7 @@ def run_backtest(
         progress: as in `Loop`.
 
     Raises:
+        TooFewLabels: no session brought two labels to tell apart.
         UsageError: a file cannot be used, or `out` holds a backtest of something else.
     """
     settings = _inside(settings, out)
@@ -128,6 +129,7 @@ def run_backtest(
         examined = Evaluation(evaluation, registry, cache, settings)
         recording = Recording(stream, examined.champion)
         turns = 0
+        lacking: TooFewLabels | None = None
         come: set[int] = set()
         for arrivals in sessions:
             session = arrivals.session
@@ -143,7 +145,11 @@ def run_backtest(
                 result = TurnResult.decode(memory.history(1)[-1])
             else:
                 recording.record(arrivals)
-                result = loop.turn()
+                try:
+                    result = loop.turn()
+                except TooFewLabels as error:
+                    # A later session may bring another label; these rows wait for it.
+                    result, lacking = TurnResult(memory.turn().number, None, None, note=str(error)), error
             turns += not result.empty
             places = [place for place, one in enumerate(evaluation) if one.session in come]
             scored, answers = examined.after(session, places, result)
@@ -153,6 +159,8 @@ def run_backtest(
             _append_progress(out, scored)
             if on_session:
                 on_session(scored)
+        if lacking is not None and examined.champion() is None:
+            raise lacking
         finished_backtest = Backtest(tuple(done.values()), memory.counts(), settings)
     _write_atomically(out / METRICS_FILE, json.dumps(finished_backtest.metrics(), indent=1).encode())
     return finished_backtest

@@ -25,7 +25,7 @@ def backtest(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where figures, report and state go.")],
     memory_per_class: Annotated[
         int | None,
-        typer.Option("--memory-per-class", min=2, help="Most samples kept of a label, held-out ones included."),
+        typer.Option("--memory-per-class", min=1, help="Most samples kept of a label, held-out ones included."),
     ] = None,
     seed: Seed = None,
     config: ConfigFile = None,

@@ -170,15 +170,19 @@ def new_labels(comparison: Comparison, settings: JudgeSettings) -> Check:
 def gain(comparison: Comparison, settings: JudgeSettings, alpha: float) -> Check:
     """Better beyond doubt, by log score or by accuracy, on rows of labels that both know.
 
-    Each of the two has half of the error probability, as either is enough. `value` is the lower bound of the log
-    score's gain, in nats a row.
+    Each of the two has half of the error probability, as either is enough. Fails where the log score is worse beyond
+    doubt; in between, the rows are too few to say. `value` is the lower bound of the log score's gain, in nats a row.
     """
     paired = comparison.paired(comparison.both)
     if paired.rows < settings.min_rows:
         return Check("gain", None, None, 0.0, paired.rows, f"only {counted(paired.rows, 'row')} to show a gain on")
     score = mean(comparison.log_score_gain(comparison.both), alpha / 2)
     accuracy = paired_difference(paired.gains, paired.losses, paired.rows, alpha / 2)
-    passed = score.lower > 0 or accuracy.lower > 0
+    passed: bool | None = None
+    if score.lower > 0 or accuracy.lower > 0:
+        passed = True
+    elif score.upper < 0:
+        passed = False
     sentence = (
         f"log score {score.estimate:+.3f} a row (at least {score.lower:+.3f}), "
         f"accuracy {points(accuracy.estimate)} (at least {points(accuracy.lower)}; n={paired.rows:,})"
@@ -189,7 +193,7 @@ def gain(comparison: Comparison, settings: JudgeSettings, alpha: float) -> Check
         value=score.lower,
         limit=0.0,
         rows=paired.rows,
-        sentence=sentence if passed else f"no better than the champion: {sentence}",
+        sentence={True: "", False: "worse than the champion: ", None: "no gain proved: "}[passed] + sentence,
     )
 
 

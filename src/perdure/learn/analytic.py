@@ -6,16 +6,18 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perdure.config import Settings
-from perdure.errors import UsageError
+from perdure.errors import TooFewLabels
 from perdure.judge.evidence import Evidence, Source
 from perdure.learn.candidate import Candidate
 from perdure.learn.leverage import Leverage, unseen_scores
 from perdure.learn.material import Labelled, Material
-from perdure.learn.temperature import fit_balance, fit_temperature
+from perdure.learn.temperature import fit_balance, fit_temperature, traffic_weights
 from perdure.memory import Delta
-from perdure.model.classifier import AdaptedHead, AnalyticClassifier, shared_features
+from perdure.model.base import Scores
+from perdure.model.classifier import AdaptedHead, AnalyticClassifier, Encoded, shared_features
 from perdure.model.encoder import Encoder
 from perdure.model.features import RandomFeatures
 from perdure.model.head import Solution, Statistics, choose_ridge, leave_one_out, solve
@@ -83,12 +85,12 @@ class HeadLearner:
             name: the version's name.
 
         Raises:
-            UsageError: fewer than two labels have enough examples.
+            TooFewLabels: fewer than two labels have enough examples.
         """
         labels = [label for label in classes if statistics.counts.get(label, 0) > 0]
         if len(labels) < 2:
-            raise UsageError(
-                f"a classifier needs at least two labels with {self._settings.memory.pending_labels_below} examples "
+            raise TooFewLabels(
+                f"a classifier needs at least two labels with {self._settings.memory.class_rows} examples "
                 f"each, but there {'is' if len(labels) == 1 else 'are'} {', '.join(map(repr, labels)) or 'none'}: "
                 "add rows of another label, or lower memory.pending_labels_below"
             )
@@ -99,7 +101,7 @@ class HeadLearner:
         rows = fresh + remembered
         encoded = material.encodings(rows.texts)
         features = self.features(encoded.features)
-        solution, chosen = self._solve(statistics, labels, rows, features, champion_leverage, material.turn)
+        solution, chosen = self._solve(statistics, labels, rows, features, champion_leverage, material)
         leverage = Leverage(self._leverages(solution, rows, features, material), solution.ridge, chosen)
         unseen = leave_one_out(solution.scores(features), leverage(rows.keys), rows.labels, labels)
         balance = self._balance(unseen, rows, labels, statistics, material.turn)
@@ -119,24 +121,29 @@ class HeadLearner:
             bandwidth=self._settings.model.bandwidth,
             labels=labels,
             weights=solution.weights,
-            temperature=fit_temperature(unseen * balance, rows.labels, labels),
+            temperature=fit_temperature(
+                unseen * balance, rows.labels, labels, traffic_weights(rows.labels, statistics.counts)
+            ),
             balance=balance,
             adapted=adapted,
             batch=self._settings.model.batch,
         )
         sources: list[Source] = ["fresh"] * len(fresh)
         sources += ["leave_one_out"] * len(remembered)
+        # Of rows that the champion's adapter was trained on its head has nothing to say that counts.
+        share = self._settings.memory.holdout_share
+        alone = np.asarray([row >= len(fresh) and not is_held_out(key, share) for row, key in enumerate(rows.keys)])
+        before = None
+        if champion is not None:
+            seen_before = champion_leverage or Leverage({})
+            scores = unseen_scores(champion, seen_before, encoded.features, rows.keys, rows.labels)
+            before = _said(champion, scores, _logits(champion, encoded), alone)
         evidence = Evidence(
             texts=rows.texts,
             truth=rows.labels,
             source=tuple(sources),
-            champion=None
-            if champion is None
-            else champion.combine(
-                unseen_scores(champion, champion_leverage or Leverage({}), encoded.features, rows.keys, rows.labels),
-                encoded.adapted,
-            ),
-            candidate=classifier.blend(unseen, logits),
+            champion=before,
+            candidate=_said(classifier, unseen, logits, alone),
         )
         return Candidate(
             kind="first" if champion is None else "head",
@@ -154,21 +161,24 @@ class HeadLearner:
         rows: Labelled,
         features: Float,
         before: Leverage | None,
-        turn: int,
+        material: Material,
     ) -> tuple[Solution, int]:
         """The head, and the number of rows that its penalty was chosen at."""
         ridges = self._settings.model.ridge
-        if before and before.ridge in ridges and statistics.rows < GROWTH * before.chosen:
+        # An erasure may have taken most rows away: then, too, the penalty is to be chosen anew.
+        kept = before is not None and before.chosen / GROWTH < statistics.rows < GROWTH * before.chosen
+        if before and kept and before.ridge in ridges:
             return solve(statistics, labels, before.ridge), before.chosen
-        some = np.random.default_rng(self._settings.seed + turn).permutation(len(rows))[:RIDGE_ROWS]
+        some = np.random.default_rng(self._settings.seed + material.turn).permutation(len(rows))[:RIDGE_ROWS]
         solution = choose_ridge(
             statistics,
             labels,
             features[some],
             [rows.labels[row] for row in some],
             ridges,
+            copies=material.copies(rows.keys)[some],
             start=before.ridge if before else None,
-            upwards=turn % 2 == 0,
+            upwards=material.turn % 2 == 0,
         )
         return solution, statistics.rows
 
@@ -181,14 +191,30 @@ class HeadLearner:
     def _leverages(
         self, solution: Solution, rows: Labelled, features: Float, material: Material
     ) -> Mapping[str, float]:
-        """Of `rows`, and of what is in quarantine: that is no evidence now, but memory may ask about it later."""
+        """Of `rows` with all their copies, and of what is in quarantine: memory may ask about that later."""
         labelled, barred = material.labelled(), material.doubtful()
         doubtful = labelled.where([key in barred for key in labelled.keys])
-        found = dict(zip(rows.keys, solution.leverage(features).tolist(), strict=True))
+        pulls = solution.leverage(features) * material.copies(rows.keys)
+        found = dict(zip(rows.keys, pulls.tolist(), strict=True))
         if len(doubtful):
             more = solution.leverage(self.features(material.encodings(doubtful.texts).features))
+            more *= material.copies(doubtful.keys)
             found.update(zip(doubtful.keys, more.tolist(), strict=True))
         return found
+
+
+def _logits(champion: AnalyticClassifier, encoded: Encoded) -> Float | None:
+    if champion.adapted is None or encoded.adapted is None:
+        return None
+    return champion.adapted.logits(encoded.adapted)
+
+
+def _said(classifier: AnalyticClassifier, scores: Float, logits: Float | None, alone: NDArray[np.bool_]) -> Scores:
+    """Probabilities of n rows; where `alone` is true those of the frozen head alone."""
+    if logits is None:
+        return classifier.blend(scores, None)
+    both, frozen = classifier.blend(scores, logits), classifier.blend(scores, None)
+    return Scores(both.labels, np.where(alone[:, None], frozen.probabilities, both.probabilities))
 
 
 def imprinted(head: AdaptedHead, rows: Labelled, embeddings: Float) -> AdaptedHead:

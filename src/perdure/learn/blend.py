@@ -87,9 +87,12 @@ def _blended(champion: AnalyticClassifier, head: AdaptedHead, rows: Unseen) -> S
 
 
 def _sharpened(champion: AnalyticClassifier, head: AdaptedHead, rows: Unseen) -> AdaptedHead:
+    """`head` with the sharpness that suits it: among the labels that it knows, as others are not touched by it."""
     pooled = _blended(champion, head, rows)
-    logarithms = np.log(np.maximum(pooled.probabilities, LEAST_PROBABILITY))
-    return replace(head, sharpness=fit_temperature(logarithms, rows.truth, pooled.labels, rows.weights))
+    shared = [column for column, label in enumerate(pooled.labels) if label in frozenset(head.labels)]
+    logarithms = np.log(np.maximum(pooled.probabilities[:, shared], LEAST_PROBABILITY))
+    labels = [pooled.labels[column] for column in shared]
+    return replace(head, sharpness=fit_temperature(logarithms, rows.truth, labels, rows.weights))
 
 
 def _known(champion: AnalyticClassifier, rows: Unseen) -> tuple[Double, list[int | None]]:

@@ -24,6 +24,8 @@ class Candidate:
     metrics: Mapping[str, float]
     notes: tuple[str, ...] = ()
     """What a person should know of how it was made, a sentence each."""
+    looks: int = 1
+    """How often the judge looks at it or at what it came from, this time included."""
 
     def files(self) -> dict[str, bytes]:
         """All files of the version."""

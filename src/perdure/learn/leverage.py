@@ -26,7 +26,7 @@ LEVERAGE_FILE = "leverage.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Leverage:
-    """Leverages by `sample_key`; a row that is not in here was not seen."""
+    """Leverages by `sample_key`, all copies of a row together; a row that is not in here was not seen."""
 
     of: Mapping[str, float]
     ridge: float | None = None

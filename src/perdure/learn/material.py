@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,7 @@ from perdure.memory import Row
 from perdure.model.adapter import Adapter
 from perdure.model.classifier import Encoded, encode
 from perdure.model.encoder import Encoder
+from perdure.model.head import Double
 from perdure.records import Sample, sample_key
 
 
@@ -111,6 +113,12 @@ class Material:
         """Keys of the samples that came with rows which went into quarantine in this turn."""
         rows = (decision.row for decision in self.gated.of("quarantine"))
         return frozenset(sample_key(row.label, row.text) for row in rows if row.label is not None)
+
+    def copies(self, keys: Sequence[str]) -> Double:
+        """How often the head's statistics hold each of n samples of this turn or of memory."""
+        here = Counter(sample_key(row.label, row.text) for row in self.rows if row.label is not None)
+        kept = {sample.key: sample.copies for sample in self.samples}
+        return np.asarray([max(kept.get(key, 1), here[key], 1) for key in keys], dtype=np.float64)
 
     def remembered(self) -> Labelled:
         """Living samples that did not come with this turn's rows."""

@@ -161,7 +161,7 @@ def leave_one_out(scores: Float, leverage: Double, truth: Sequence[str], labels:
     """Scores of n rows that a solution was fitted to, each as if it had not been: n × C.
 
     ŷ₋ᵢ = (ŷᵢ − hᵢyᵢ)/(1 − hᵢ) with the leverage hᵢ = φᵢᵀ(G + λI)⁻¹φᵢ (Allen's PRESS, 1974). A row with leverage 0 was
-    not fitted to: its scores stay as they are.
+    not fitted to: its scores stay as they are. With m times the leverage it is left out with all its m copies.
 
     Args:
         scores: n × C.
@@ -208,6 +208,7 @@ def choose_ridge(
     truth: Sequence[str],
     ridges: Sequence[float],
     *,
+    copies: Double | None = None,
     start: float | None = None,
     upwards: bool = False,
 ) -> Solution:
@@ -223,6 +224,7 @@ def choose_ridge(
         features: n × D, rows that are in the statistics.
         truth: their labels.
         ridges: penalties to choose from, in order; without rows the one begun with is taken.
+        copies: how often the statistics hold each of the rows; all of them are left out. By default once.
         start: the penalty that was best before; the walk begins at the one nearest to it.
         upwards: from a start, walk towards the end of `ridges`, not the beginning.
     """
@@ -235,7 +237,8 @@ def choose_ridge(
     target = _one_hot(truth, labels)
 
     def error(candidate: Solution) -> float:
-        unseen = leave_one_out(candidate.scores(features), candidate.leverage(features), truth, labels)
+        leverage = candidate.leverage(features) * (1.0 if copies is None else copies)
+        unseen = leave_one_out(candidate.scores(features), leverage, truth, labels)
         return float(((unseen - target) ** 2).mean())
 
     least = error(solution)

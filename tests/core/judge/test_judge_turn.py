@@ -59,7 +59,7 @@ def test_notes_on_how_it_was_made_are_told(lora: Judged) -> None:
 def test_nothing_promoted(lora: Judged) -> None:
     page = turn_page(number=7, champion="v6", judged=[lora], promoted=None)
     assert page.headline == lora.verdict.sentence
-    assert page.tone == "bad"
+    assert page.tone == "open"
 
 
 def test_no_candidate() -> None:

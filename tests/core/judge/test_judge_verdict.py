@@ -163,14 +163,19 @@ class TestLora:
         assert gain.value < 0
         assert gain.passed
 
-    def test_no_better_keeps(self, evidence: Make, sound: Artifact) -> None:
-        verdict = judge(evidence(SAME), kind="lora", settings=SETTINGS, artifact=sound)
+    def test_worse_beyond_doubt_keeps(self, evidence: Make, sound: Artifact) -> None:
+        verdict = judge(evidence(SAME, confidence=(0.9, 0.8)), kind="lora", settings=SETTINGS, artifact=sound)
         assert verdict.outcome == "keep"
-        assert verdict.sentence.startswith("Keep: no better than the champion: ")
+        assert verdict.sentence.startswith("Keep: worse than the champion: log score -0.118 a row")
+
+    def test_what_is_no_better_may_yet_become_so(self, evidence: Make, sound: Artifact) -> None:
+        verdict = judge(evidence(SAME), kind="lora", settings=SETTINGS, artifact=sound)
+        assert verdict.outcome == "inconclusive"
+        assert verdict.sentence.startswith("Inconclusive, so the champion stays: no gain proved: ")
 
     def test_a_gain_within_noise_is_none(self, evidence: Make, sound: Artifact) -> None:
         rows = evidence([*SAME, ("a", "b", "a", 4), ("a", "a", "b", 3)])
-        assert judge(rows, kind="lora", settings=SETTINGS, artifact=sound).outcome == "keep"
+        assert judge(rows, kind="lora", settings=SETTINGS, artifact=sound).outcome == "inconclusive"
 
     def test_new_labels_do_not_widen_the_margin(self, evidence: Make, sound: Artifact) -> None:
         rows = evidence([*SAME, ("c", "a", "c", 40)], new=NEW, confidence=(0.8, 0.9))
@@ -186,7 +191,7 @@ class TestLora:
             settings=SETTINGS,
             artifact=sound,
         )
-        assert verdict.outcome == "keep"
+        assert verdict.outcome == "inconclusive"
 
     def test_few_rows_are_inconclusive(self, evidence: Make, sound: Artifact) -> None:
         rows = evidence([("a", "a", "a", 10)], confidence=(0.5, 0.9))

@@ -173,6 +173,23 @@ def test_a_first_versions_evidence_is_a_refit_without_each_row(
     assert np.abs(evidence.candidate.probabilities - seen).max() > 0.05
 
 
+def test_a_row_that_came_twice_is_left_out_with_both_copies(
+    learner: HeadLearner, encoder: Encoder, material_of: MaterialOf, requests: Requests
+) -> None:
+    once = requests(LABELS, 8)
+    twice = [*once, once[0], once[0], once[9]]
+    candidate = first(learner, encoder, material_of, twice)
+    evidence, classifier = candidate.evidence, candidate.classifier
+    assert len(evidence) == 24
+    for text, label in (once[0], once[9], once[20]):
+        row = evidence.texts.index(text)
+        statistics = absorbed(learner, encoder, [pair for pair in twice if pair != (text, label)])
+        solution = solve(statistics, LABELS, candidate.metrics["ridge"])
+        scores = solution.scores(classifier.features(encoder.features([text], 16)))
+        wanted = classifier.combine(scores, None).probabilities[0]
+        np.testing.assert_allclose(evidence.candidate.probabilities[row], wanted, atol=2e-3)
+
+
 def test_a_head_update_adds_labels_and_shows_both_sides_unseen(
     learner: HeadLearner, encoder: Encoder, material_of: MaterialOf, requests: Requests
 ) -> None:
@@ -208,6 +225,23 @@ def test_a_head_update_adds_labels_and_shows_both_sides_unseen(
         evidence.candidate.probabilities, candidate.classifier.combine(wanted, None).probabilities, atol=1e-4
     )
     assert set(candidate.leverage.of) == set(keys)
+
+
+def test_the_penalty_is_chosen_anew_when_an_erasure_took_most_rows_away(
+    learner: HeadLearner, encoder: Encoder, material_of: MaterialOf, requests: Requests
+) -> None:
+    before = first(learner, encoder, material_of, requests(LABELS, 8))
+    rest = requests(LABELS, 4)
+    candidate = learner.candidate(
+        absorbed(learner, encoder, rest),
+        classes(*LABELS),
+        material_of((), rest),
+        before.classifier,
+        before.leverage,
+        {},
+        "v2",
+    )
+    assert candidate.leverage.chosen == 12
 
 
 @pytest.mark.parametrize(("rows", "solved"), [(4, 1), (8, 2)])
@@ -380,3 +414,24 @@ def test_evidence_of_imprinted_labels_is_unseen(
     )
     np.testing.assert_allclose(found, wanted, atol=0.01)
     assert np.abs(naive - wanted).max() > 0.1
+
+
+def test_rows_that_the_adapter_was_trained_on_are_judged_by_the_head_alone(
+    update: tuple[AnalyticClassifier, Material, Candidate], settings: Settings
+) -> None:
+    champion, material, candidate = update
+    rows, evidence = material.fresh() + material.remembered(), candidate.evidence
+    assert evidence.champion is not None
+    encoded = material.encodings(rows.texts)
+    scores = candidate.classifier.features(encoded.features) @ candidate.classifier.weights
+    unseen = leave_one_out(scores, candidate.leverage(rows.keys), rows.labels, candidate.classifier.labels)
+    alone = candidate.classifier.blend(unseen, None).probabilities
+    fresh, share = len(material.fresh()), settings.memory.holdout_share
+    trained = np.array([row >= fresh and not is_held_out(key, share) for row, key in enumerate(rows.keys)])
+    assert trained.any()
+    assert not trained[fresh:].all()
+    found = evidence.candidate.probabilities
+    np.testing.assert_allclose(found[trained], alone[trained], atol=1e-5)
+    assert np.abs(found[~trained] - alone[~trained]).max(axis=1).min() > 1e-6
+    with_adapter = champion.combine(champion.features(encoded.features) @ champion.weights, encoded.adapted)
+    assert not np.allclose(evidence.champion.probabilities[trained], with_adapter.probabilities[trained], atol=1e-3)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from perdure.errors import StoreCorrupt
 from perdure.model import head
-from perdure.model.features import RandomFeatures
+from perdure.model.features import GRID, RandomFeatures
 from perdure.model.head import Solution, Statistics, choose_ridge, leave_one_out, solve
 
 D = 64
@@ -245,6 +245,18 @@ def test_the_ridge_with_the_least_leave_one_out_error_is_chosen(rows: Rows) -> N
     assert best not in (ridges[0], ridges[-1])
     assert choose_ridge(statistics_of(rows), LABELS, features, labels, ridges).ridge == best
     assert choose_ridge(statistics_of(rows), LABELS, features, labels, ridges[::-1]).ridge == best
+
+
+def test_the_ridge_is_chosen_without_any_copy_of_a_row() -> None:
+    """Labels are noise, and every row is there twice: with its copy in sight each is known by heart."""
+    rng = np.random.default_rng(4)
+    features = (rng.integers(-GRID, GRID, (60, D)) / GRID).astype(np.float32)
+    labels = [LABELS[place] for place in rng.integers(0, 3, 60)]
+    twice = np.concatenate([features, features]), [*labels, *labels]
+    ridges = (0.01, 1.0, 1e4)
+    seen = choose_ridge(statistics_of(twice), LABELS, features, labels, ridges)
+    unseen = choose_ridge(statistics_of(twice), LABELS, features, labels, ridges, copies=np.full(60, 2.0))
+    assert seen.ridge < 1e4 == unseen.ridge
 
 
 @pytest.mark.parametrize(

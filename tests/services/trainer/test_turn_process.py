@@ -59,6 +59,7 @@ def test_other_endings_say_what_happened(process, code, ending, status, problem)
 
 def test_it_gets_our_settings_and_none_of_the_environment(process, monkeypatch, tmp_path):
     monkeypatch.setenv("PERDURE_SEED", "8")
+    monkeypatch.setenv("PERDURE_DEVICE", "cuda")
     monkeypatch.setenv("PERDURE_MEMORY__PER_CLASS", "9")
     monkeypatch.setenv("PERDURE_OTHER", "kept")
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
@@ -72,6 +73,7 @@ def test_it_gets_our_settings_and_none_of_the_environment(process, monkeypatch, 
     made.run()
     environ = json.loads((tmp_path / "env").read_text())
     assert "PERDURE_SEED" not in environ
+    assert "PERDURE_DEVICE" not in environ
     assert "PERDURE_MEMORY__PER_CLASS" not in environ
     assert environ["PERDURE_OTHER"] == "kept"
     assert environ["OMP_NUM_THREADS"] == "1"
