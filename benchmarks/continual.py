@@ -23,10 +23,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
+import contestants
 import perdure
 import perdure_replay
 from backtest_clinc import processor
@@ -47,6 +49,8 @@ from perdure.errors import UsageError
 RESULTS = Path(__file__).parent / "results"
 HEADLINE_MEMORY = 10
 QUICK = ("ncm", "slda", "knn", "ridge", "naive_lora", "er", "er_ewc")
+PRESENTATION = frozenset({"plot.py", "results.py"})
+"""What shows figures, and does not make them."""
 QUICK_STREAM, QUICK_EVALUATION = 20, 10
 """Rows of a class for what trains the encoder, where it is to be quick."""
 
@@ -136,7 +140,10 @@ def recipe(changes: Sequence[str]) -> Recipe:
 def contest(options: argparse.Namespace) -> list[Run]:
     """All runs asked for, read where they are done."""
     backbone = Backbone(options.model)
-    features = FrozenFeatures(backbone, options.out / "features")
+    frozen = {
+        all_layers: FrozenFeatures(backbone, options.out / "features", all_layers=all_layers)
+        for all_layers in (False, True)
+    }
     data = {name: file_digest(options.data / name) for name in (STREAM, f"{options.eval}.jsonl")}
     runs = []
     for memory in options.memory:
@@ -147,7 +154,9 @@ def contest(options: argparse.Namespace) -> list[Run]:
                     given = Given(name, order_name, seed, memory, options.eval, settings(name, options, data))
                     run = read_run(given, options.out)
                     if run is None:
-                        run = take(given, shaped(order, name, options), backbone, features, options)
+                        run = take(
+                            given, shaped(order, name, options), backbone, frozen[ENTRANTS[name].all_layers], options
+                        )
                         write_run(run, options.out)
                     runs.append(run)
     return runs
@@ -162,8 +171,7 @@ def settings(name: str, options: argparse.Namespace, data: dict[str, str]) -> di
         found["reduced"] = {"rows_per_class": QUICK_STREAM, "evaluation_rows_per_class": QUICK_EVALUATION}
     if entrant.keeps_all:
         found["joint"] = options.joint
-    if name == "perdure":
-        found["code"] = code_digest()
+    found["code"] = code_digest(perdure, perdure_replay) if name == "perdure" else code_digest(contestants)
     return found
 
 
@@ -227,12 +235,13 @@ def task(given: Given, order: Order, options: argparse.Namespace) -> Task:
     )
 
 
-def code_digest() -> str:
-    """Hash of Perdure's own code: figures of another state of it are not its figures."""
+def code_digest(*packages: ModuleType) -> str:
+    """Hash of what makes figures in the packages: figures of another state of it are not its figures."""
     digest = hashlib.blake2b(digest_size=8)
-    for package in (perdure, perdure_replay):
+    for package in packages:
         for path in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
-            digest.update(path.read_bytes())
+            if path.name not in PRESENTATION:
+                digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -28,6 +28,8 @@ from typing import Any
 
 import torch
 
+import perdure
+import perdure_replay
 from backtest_clinc import processor
 from contestants.base import Order
 from contestants.orders import STREAM, load_order
@@ -85,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"scenarios.py: {error}")
     told = results(found, size, options)
     # Only the figures in full, with the defaults, on the rows to report, belong beside the README.
-    reportable = options.eval == "test" and not (options.quick or options.set or found.missing)
+    one_code = len({str(run.given["code"]) for run in found.runs.values()}) == 1
+    reportable = options.eval == "test" and one_code and not (options.quick or options.set or found.missing)
     folder = options.results or (RESULTS if reportable else options.folder)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "scenarios.json"
@@ -185,7 +188,7 @@ def take(one: Scenario, size: Size, options: argparse.Namespace, found: Found) -
             settings,
             memory=options.memory_per_class,
             seed=options.seed,
-            code=code_digest(),
+            code=code_digest(perdure, perdure_replay),
             fresh=options.fresh,
         )
     except ScenarioFailed as error:

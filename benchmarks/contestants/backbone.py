@@ -59,6 +59,7 @@ class Backbone:
         self.name = name
         self.max_tokens = min(max_tokens, int(self.model.config.max_position_embeddings))
         self.dim = int(self.model.config.hidden_size)
+        self.depth = int(self.model.config.num_hidden_layers)
 
     def copy(self) -> Any:
         """A copy of the model in eval mode (no dropout), nothing in it trainable."""
@@ -89,6 +90,15 @@ def embed(model: Any, batch: Batch) -> Tensor:
     hidden: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state.float()
     weight = batch.mask.unsqueeze(-1).float()
     return nn.functional.normalize((hidden * weight).sum(1) / weight.sum(1), dim=1)
+
+
+def embed_all_layers(model: Any, batch: Batch) -> Tensor:
+    """n × (layers + 1)·d: the means of all hidden states over tokens, all equally long, together of length 1."""
+    states = model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
+    weight = batch.mask.unsqueeze(-1).float()
+    means = [nn.functional.normalize((state.float() * weight).sum(1) / weight.sum(1), dim=1) for state in states]
+    joined: Tensor = torch.cat(means, dim=1) / len(means) ** 0.5
+    return joined
 
 
 def by_length(tokens: Sequence[Sequence[int]], batch: int) -> list[list[int]]:

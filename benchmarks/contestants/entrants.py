@@ -31,6 +31,8 @@ class Entrant:
     start: Callable[[Task], Outcome] | None = None
     trains: bool = True
     """Trains the encoder."""
+    all_layers: bool = False
+    """Learns from the means of all hidden states, as Perdure does, not of the last one alone."""
     keeps_all: bool = False
     """Keeps every row, whatever the budget: a ceiling, not a rival."""
 
@@ -53,10 +55,24 @@ ENTRANTS = {
     "slda": Entrant(StreamingLda, ("shrinkage",), "frozen encoder, streaming LDA", trains=False),
     "knn": Entrant(NearestNeighbours, ("neighbours",), "frozen encoder, nearest neighbours in memory", trains=False),
     "ridge": Entrant(
-        RandomFeaturesRidge,
+        lambda it: RandomFeaturesRidge(
+            it, size=it.recipe.random_features, bandwidth=it.recipe.bandwidth, ridge=it.recipe.ridge
+        ),
         ("random_features", "bandwidth", "ridge", "ridge_scale"),
         "frozen encoder, random features and ridge regression in closed form",
         trains=False,
+    ),
+    "slda_all": Entrant(
+        StreamingLda, ("shrinkage",), "streaming LDA on the means of all layers", trains=False, all_layers=True
+    ),
+    "ridge_all": Entrant(
+        lambda it: RandomFeaturesRidge(
+            it, size=it.recipe.all_random_features, bandwidth=it.recipe.all_bandwidth, ridge=it.recipe.all_ridge
+        ),
+        ("all_random_features", "all_bandwidth", "all_ridge", "ridge_scale"),
+        "random features of all layers and ridge regression: what Perdure's own head is made of, alone",
+        trains=False,
+        all_layers=True,
     ),
     "joint_lora": Entrant(
         Joint, (*NETWORK, "epochs"), "LoRA from scratch on all data so far: the ceiling", keeps_all=True
@@ -68,7 +84,10 @@ ENTRANTS = {
         keeps_all=True,
     ),
     "avalanche_ewc": Entrant(
-        None, (*NETWORK, "epochs", "ewc"), "Avalanche's EWCPlugin on the same LoRA", start=avalanche_ewc
+        None,
+        (*NETWORK, "epochs", "ewc", "fisher_decay"),
+        "Avalanche's EWCPlugin on the same LoRA; it squares gradients of batches' means, so the same λ holds less",
+        start=avalanche_ewc,
     ),
     "avalanche_replay": Entrant(
         None, (*NETWORK, "epochs"), "Avalanche's ReplayPlugin on the same LoRA", start=avalanche_replay

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from contestants.backbone import Backbone, by_length, embed
+from contestants.backbone import Backbone, by_length, embed, embed_all_layers
 from perdure.records import Float
 
 logger = logging.getLogger(__name__)
@@ -28,27 +28,29 @@ class FrozenFeatures:
     Args:
         backbone: the encoder.
         folder: where they are kept between runs.
+        all_layers: means of all hidden states, not of the last one alone.
     """
 
-    def __init__(self, backbone: Backbone, folder: Path) -> None:
+    def __init__(self, backbone: Backbone, folder: Path, *, all_layers: bool = False) -> None:
         self._backbone = backbone
+        self._all_layers = all_layers
         self._folder = folder
         self._rows: dict[str, int] = {}
-        self._vectors = np.zeros((0, backbone.dim), dtype=np.float32)
+        self._vectors = np.zeros((0, self.dim), dtype=np.float32)
         self._seconds = np.zeros(0)
         self.charged = 0.0
         """CPU-seconds of all rows that were asked for by `learned`."""
 
     @property
     def dim(self) -> int:
-        return self._backbone.dim
+        return self._backbone.dim * (self._backbone.depth + 1 if self._all_layers else 1)
 
     def prepare(self, texts: Iterable[str]) -> None:
         """Makes the embeddings of `texts`, or finds them in the folder."""
         wanted = sorted(set(texts) - set(self._rows))
         if not wanted:
             return
-        named = json.dumps([self._backbone.name, self._backbone.max_tokens, wanted], ensure_ascii=False)
+        named = json.dumps([self._backbone.name, self._backbone.max_tokens, self.dim, wanted], ensure_ascii=False)
         stem = self._folder / hashlib.blake2b(named.encode(), digest_size=8).hexdigest()
         vectors, note = stem.with_suffix(".npy"), stem.with_suffix(".json")
         if not (vectors.exists() and note.exists()):
@@ -84,5 +86,6 @@ class FrozenFeatures:
         made = np.zeros((len(texts), self.dim), dtype=np.float32)
         with torch.no_grad():
             for rows in by_length(tokens, BATCH):
-                made[rows] = embed(self._backbone.model, self._backbone.batch([tokens[row] for row in rows])).numpy()
+                batch = self._backbone.batch([tokens[row] for row in rows])
+                made[rows] = (embed_all_layers if self._all_layers else embed)(self._backbone.model, batch).numpy()
         return made

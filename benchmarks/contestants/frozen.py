@@ -192,15 +192,19 @@ class RandomFeaturesRidge:
 
     Rahimi and Recht, "Random Features for Large-Scale Kernel Machines", NIPS 2007: h(x) = √(2/D)·cos(xΩ + φ) with Ω
     from a normal distribution of deviation 1/bandwidth. G = Σh·hᵀ and Q = Σh·yᵀ are all that is kept; W = (G + λI)⁻¹Q.
+
+    Args:
+        context: features and seed.
+        size: D.
+        bandwidth: length scale of the Gaussian kernel on the unit sphere that the features approximate.
+        ridge: λ.
     """
 
-    def __init__(self, context: Context) -> None:
-        recipe = context.recipe
+    def __init__(self, context: Context, *, size: int, bandwidth: float, ridge: float) -> None:
         rng = np.random.default_rng(context.seed)
         self._features = context.features
-        self._ridge, self._scale = recipe.ridge, recipe.ridge_scale
-        size = recipe.random_features
-        self._projection = rng.normal(0, 1 / recipe.bandwidth, (context.features.dim, size))
+        self._ridge, self._scale = ridge, context.recipe.ridge_scale
+        self._projection = rng.normal(0, 1 / bandwidth, (context.features.dim, size))
         self._phase = rng.uniform(0, 2 * np.pi, size)
         self._gram = np.zeros((size, size))
         self._target = np.zeros((size, 0))

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # type: ignore[import-untyped]
 
-from contestants.base import Order, Rows, Session
+from contestants.base import Context, Order, Rows, Session
 from contestants.contest import contend
 from contestants.entrants import ENTRANTS
+from contestants.features import FrozenFeatures
 from contestants.frozen import (
     Moments,
     NearestClassMean,
@@ -20,11 +21,17 @@ from contestants.frozen import (
     softmax,
     votes,
 )
+from perdure.model.encoder import load_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 CLASSES = "abc"
+
+
+def ridge(given: Context) -> RandomFeaturesRidge:
+    return RandomFeaturesRidge(given, size=64, bandwidth=1.0, ridge=0.5)
 
 
 def sample(rng: np.random.Generator, rows: int = 90, dim: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -84,26 +91,25 @@ def test_neighbours_vote_with_their_cosines() -> None:
 
 
 def test_ridge_is_the_solution_of_its_normal_equations(context: Callable[..., Any], two_sessions: Order) -> None:
-    given = context(ridge=0.5)
-    ridge = RandomFeaturesRidge(given)
+    given = context()
+    solved = ridge(given)
     for session in two_sessions.sessions:
-        ridge.learn(session)
+        solved.learn(session)
     texts = [text for session in two_sessions.sessions for text in session.rows.texts]
     labels = [label for session in two_sessions.sessions for label in session.rows.labels]
-    hidden = ridge.hidden(given.features.of(texts))
-    target = np.asarray([[label == one for one in ridge.labels] for label in labels], dtype=float)
+    hidden = solved.hidden(given.features.of(texts))
+    target = np.asarray([[label == one for one in solved.labels] for label in labels], dtype=float)
     weights = np.linalg.solve(hidden.T @ hidden + 0.5 * np.eye(64), hidden.T @ target)
-    np.testing.assert_allclose(ridge.scores(given.features.of(texts)), hidden @ weights, atol=1e-8)
+    np.testing.assert_allclose(solved.scores(given.features.of(texts)), hidden @ weights, atol=1e-8)
 
 
 def test_random_features_approximate_the_gaussian_kernel(context: Callable[..., Any], two_sessions: Order) -> None:
-    given = context(random_features=20000, bandwidth=0.5)
-    ridge = RandomFeaturesRidge(given)
+    wide = RandomFeaturesRidge(context(), size=20000, bandwidth=0.5, ridge=0.1)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(5, 32)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors[1] = 0.9 * vectors[0] + 0.1 * vectors[1]
-    hidden = ridge.hidden(vectors)
+    hidden = wide.hidden(vectors)
     distance = ((vectors[:, None] - vectors[None]) ** 2).sum(2)
     np.testing.assert_allclose(hidden @ hidden.T, np.exp(-distance / (2 * 0.25)), atol=0.04)
 
@@ -149,7 +155,7 @@ def test_frozen_contestants_learn_within_their_budget_and_say_what_they_use(
 def test_bytes_kept_count_every_matrix(context: Callable[..., Any], two_sessions: Order) -> None:
     given = context(memory=2)
     kept = {}
-    for kind in (NearestClassMean, StreamingLda, NearestNeighbours, RandomFeaturesRidge):
+    for kind in (NearestClassMean, StreamingLda, NearestNeighbours, ridge):
         contestant = kind(given)
         contend(contestant, two_sessions, given.features, memory=2)
         kept[kind] = contestant.bytes_kept()
@@ -157,7 +163,7 @@ def test_bytes_kept_count_every_matrix(context: Callable[..., Any], two_sessions
     assert kept[NearestClassMean] == means
     assert kept[StreamingLda] == means + 32 * 32 * 8
     assert kept[NearestNeighbours] == 8 * 32 * 4 + 2 * len("card" + "login" + "parcel" + "refund")
-    assert kept[RandomFeaturesRidge] == 64 * 64 * 8 + 64 * 4 * 8
+    assert kept[ridge] == 64 * 64 * 8 + 64 * 4 * 8
 
 
 def test_a_row_that_is_learned_from_is_charged_and_one_that_is_asked_for_is_not(context: Callable[..., Any]) -> None:
@@ -172,8 +178,19 @@ def test_a_row_that_is_learned_from_is_charged_and_one_that_is_asked_for_is_not(
 def test_a_class_that_returns_is_known(context: Callable[..., Any]) -> None:
     given = context(memory=3)
     texts = list(given.features._rows)
-    for kind in (NearestClassMean, StreamingLda, NearestNeighbours, RandomFeaturesRidge):
+    for kind in (NearestClassMean, StreamingLda, NearestNeighbours, ridge):
         contestant = kind(given)
         for number, label in enumerate("aba"):
             contestant.learn(Session(number, Rows(tuple(texts[number * 5 : number * 5 + 5]), (label,) * 5)))
         assert contestant.labels == ("a", "b")
+
+
+def test_all_layers_are_the_frozen_features_of_perdure(context: Callable[..., Any], tmp_path: Path) -> None:
+    given = context()
+    encoder = load_encoder(given.backbone.name, max_tokens=given.backbone.max_tokens, adapted_layers=1)
+    features = FrozenFeatures(given.backbone, tmp_path, all_layers=True)
+    texts = ["pay the card", "where is my parcel that I sent"]
+    features.prepare(texts)
+    found = features.of(texts)
+    assert found.shape == (2, features.dim) == (2, encoder.inputs)
+    np.testing.assert_allclose(found, encoder.features(texts, 8), atol=1e-5)
