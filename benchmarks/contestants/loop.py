@@ -14,6 +14,12 @@ from contestants.contest import Outcome
 from contestants.figures import Answers, SessionFigures
 from contestants.orders import write_order
 from perdure.dataset import read_rows
+from perdure.learn.challenger import EWC_FILE
+from perdure.learn.leverage import LEVERAGE_FILE
+from perdure.model.classifier import ADAPTER_FILE
+from perdure.registry import Registry
+
+CARRIED = (EWC_FILE, ADAPTER_FILE, LEVERAGE_FILE)
 
 NOTE = "seconds are of each session's turn: ingesting, gate, both learners, drift report, judge"
 
@@ -43,7 +49,15 @@ def perdure(task: Task) -> Outcome:
         for one in metrics["sessions"]
     )
     answers = read_answers(out, [row.label for row in read_rows(evaluation)])
-    return Outcome(sessions, answers, int(metrics["memory_bytes"]), int(metrics["memory_samples"]), NOTE)
+    kept = int(metrics["memory_bytes"]) + carried_bytes(Registry(str(out / "state" / "registry")))
+    return Outcome(sessions, answers, kept, int(metrics["memory_samples"]), NOTE)
+
+
+def carried_bytes(registry: Registry) -> int:
+    """What the next update needs beside memory: anchor and Fisher information, the challenger's adapter, leverages."""
+    cards = [registry.card(version) for version in registry.versions()]
+    newest = {name: card.files[name].size for card in cards for name in CARRIED if name in card.files}
+    return sum(newest.values())
 
 
 def read_answers(out: Path, truth: Sequence[str]) -> tuple[Answers, ...]:
