@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NOT_REACHED = (
+    "the version that serves, until the next one is promoted",
     "weights that were already trained, until an update replaces them",
     "reports of versions already written, until those versions are collected",
 )

@@ -20,13 +20,10 @@ from perdure.model.base import Scores
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier, Encoded, shared_features
 from perdure.model.encoder import Encoder
 from perdure.model.features import RandomFeatures
-from perdure.model.head import Solution, Statistics, choose_ridge, leave_one_out, solve
+from perdure.model.head import Double, Solution, Statistics, choose_ridge, leave_one_out, solve
 from perdure.records import Float, is_held_out
 
 logger = logging.getLogger(__name__)
-
-ABSORBED_ROWS = 4096
-"""Rows that go into the statistics at once; all of them together would take 16·D bytes each."""
 
 RIDGE_ROWS = 1500
 """Rows that the ridge penalty is chosen by; more would not choose better, and each costs D² operations."""
@@ -57,10 +54,9 @@ class HeadLearner:
             deltas: n labels with their signs.
             material_features: frozen features of their texts, n × inputs.
         """
-        for start in range(0, len(deltas), ABSORBED_ROWS):
-            part = deltas[start : start + ABSORBED_ROWS]
-            # What goes out must be to the last bit what came in, in other company.
-            features = self.features(material_features[start : start + ABSORBED_ROWS], fixed_shapes=True)
+        # What goes out must be to the last bit what came in, in other company.
+        for rows, features in self.features.blocks(material_features, fixed_shapes=True):
+            part = deltas[rows]
             statistics.update(features, [delta.label for delta in part], [delta.sign for delta in part])
 
     def candidate(
@@ -100,10 +96,10 @@ class HeadLearner:
         remembered = remembered.where([label in known for label in remembered.labels])
         rows = fresh + remembered
         encoded = material.encodings(rows.texts)
-        features = self.features(encoded.features)
-        solution, chosen = self._solve(statistics, labels, rows, features, champion_leverage, material)
-        leverage = Leverage(self._leverages(solution, rows, features, material), solution.ridge, chosen)
-        unseen = leave_one_out(solution.scores(features), leverage(rows.keys), rows.labels, labels)
+        solution, chosen = self._solve(statistics, labels, rows, encoded.features, champion_leverage, material)
+        scores, pulls = self._asked(solution, encoded.features)
+        leverage = Leverage(self._leverages(solution, rows, pulls, material), solution.ridge, chosen)
+        unseen = leave_one_out(scores, leverage(rows.keys), rows.labels, labels)
         balance = self._balance(unseen, rows, labels, statistics, material.turn)
         adapted = logits = None
         if champion is not None and champion.adapted is not None and encoded.adapted is not None:
@@ -136,8 +132,8 @@ class HeadLearner:
         before = None
         if champion is not None:
             seen_before = champion_leverage or Leverage({})
-            scores = unseen_scores(champion, seen_before, encoded.features, rows.keys, rows.labels)
-            before = _said(champion, scores, _logits(champion, encoded), alone)
+            then = unseen_scores(champion, seen_before, encoded.features, rows.keys, rows.labels)
+            before = _said(champion, then, _logits(champion, encoded), alone)
         evidence = Evidence(
             texts=rows.texts,
             truth=rows.labels,
@@ -159,7 +155,7 @@ class HeadLearner:
         statistics: Statistics,
         labels: Sequence[str],
         rows: Labelled,
-        features: Float,
+        vectors: Float,
         before: Leverage | None,
         material: Material,
     ) -> tuple[Solution, int]:
@@ -173,7 +169,7 @@ class HeadLearner:
         solution = choose_ridge(
             statistics,
             labels,
-            features[some],
+            self.features(vectors[some]),
             [rows.labels[row] for row in some],
             ridges,
             copies=material.copies(rows.keys)[some],
@@ -188,18 +184,21 @@ class HeadLearner:
         some = np.random.default_rng(self._settings.seed + turn).permutation(len(rows))[:RIDGE_ROWS]
         return fit_balance(unseen[some], [rows.labels[row] for row in some], labels, statistics.counts)
 
-    def _leverages(
-        self, solution: Solution, rows: Labelled, features: Float, material: Material
-    ) -> Mapping[str, float]:
+    def _asked(self, solution: Solution, vectors: Float) -> tuple[Float, Double]:
+        """Scores (n × C) and leverages (n) of n frozen feature vectors."""
+        scores, pulls = np.empty((len(vectors), len(solution.labels)), dtype=np.float32), np.empty(len(vectors))
+        for rows, features in self.features.blocks(vectors):
+            scores[rows], pulls[rows] = solution.scores(features), solution.leverage(features)
+        return scores, pulls
+
+    def _leverages(self, solution: Solution, rows: Labelled, pulls: Double, material: Material) -> Mapping[str, float]:
         """Of `rows` with all their copies, and of what is in quarantine: memory may ask about that later."""
         labelled, barred = material.labelled(), material.doubtful()
         doubtful = labelled.where([key in barred for key in labelled.keys])
-        pulls = solution.leverage(features) * material.copies(rows.keys)
-        found = dict(zip(rows.keys, pulls.tolist(), strict=True))
+        found = dict(zip(rows.keys, (pulls * material.copies(rows.keys)).tolist(), strict=True))
         if len(doubtful):
-            more = solution.leverage(self.features(material.encodings(doubtful.texts).features))
-            more *= material.copies(doubtful.keys)
-            found.update(zip(doubtful.keys, more.tolist(), strict=True))
+            _, more = self._asked(solution, material.encodings(doubtful.texts).features)
+            found.update(zip(doubtful.keys, (more * material.copies(doubtful.keys)).tolist(), strict=True))
         return found
 
 

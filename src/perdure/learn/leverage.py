@@ -81,5 +81,7 @@ def unseen_scores(
         keys: n sample keys.
         truth: n labels.
     """
-    scores = classifier.features(features) @ classifier.weights
+    scores = np.empty((len(features), len(classifier.labels)), dtype=np.float32)
+    for rows, grid in classifier.features.blocks(features):
+        scores[rows] = grid @ classifier.weights
     return leave_one_out(scores, leverage(keys), truth, classifier.labels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,9 @@ last bit."""
 
 BLOCK = 256
 """Rows of the blocks in which features are computed where they must not depend on their company."""
+
+MANY = 16 * BLOCK
+"""Rows whose features are held at once where there may be any number of them."""
 
 KIND = "orthogonal"
 """Names how the projection is drawn: weights and sums that were made with another kind are worth nothing here."""
@@ -81,6 +86,12 @@ class RandomFeatures:
             padded[: len(part), : self.inputs] = part
             result[start : start + len(part)] = self._on_grid(padded)[: len(part)]
         return result
+
+    def blocks(self, vectors: Float, *, fixed_shapes: bool = False) -> Iterator[tuple[slice, Float]]:
+        """Features of n vectors, `MANY` rows at a time with their places: those of all would take 4·D·n bytes."""
+        for start in range(0, len(vectors), MANY):
+            rows = slice(start, min(start + MANY, len(vectors)))
+            yield rows, self(vectors[rows], fixed_shapes=fixed_shapes)
 
     def _on_grid(self, padded: Float) -> Float:
         half = self.features // 2

@@ -10,7 +10,6 @@ import torch
 
 from perdure.config import Settings
 from perdure.errors import UsageError
-from perdure.learn import analytic
 from perdure.learn.analytic import HeadLearner, imprinted, unseen_logits
 from perdure.learn.candidate import Candidate
 from perdure.learn.leverage import LEVERAGE_FILE, unseen_scores
@@ -19,6 +18,7 @@ from perdure.memory import Delta
 from perdure.model.adapter import Adapter, AdapterShape, linear_names
 from perdure.model.classifier import HEAD_FILE, MODEL_FILE, AdaptedHead, AnalyticClassifier
 from perdure.model.encoder import Encoder
+from perdure.model.features import RandomFeatures
 from perdure.model.head import Solution, Statistics, leave_one_out, solve
 from perdure.records import Float, is_held_out, sample_key
 
@@ -71,7 +71,7 @@ def test_what_is_absorbed_can_be_taken_out_row_by_row_to_the_last_bit(
     learner: HeadLearner, encoder: Encoder, requests: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs, extra = requests(LABELS, 6), requests(LABELS, 5, skip=6)
-    monkeypatch.setattr(analytic, "ABSORBED_ROWS", 7)
+    monkeypatch.setattr("perdure.model.features.MANY", 7)
     statistics = absorbed(learner, encoder, pairs + extra)
     for text, label in extra[::-1]:
         learner.absorb(statistics, deltas([(text, label)], -1), encoder.features([text], 16))
@@ -86,13 +86,13 @@ def test_absorbing_asks_for_features_that_do_not_depend_on_company(
     learner: HeadLearner, encoder: Encoder, requests: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
-    features = learner.features
+    compute = RandomFeatures.__call__
 
-    def spy(vectors: Float, *, fixed_shapes: bool = False) -> Float:
+    def spy(self: RandomFeatures, vectors: Float, *, fixed_shapes: bool = False) -> Float:
         asked.append(fixed_shapes)
-        return features(vectors, fixed_shapes=fixed_shapes)
+        return compute(self, vectors, fixed_shapes=fixed_shapes)
 
-    monkeypatch.setattr(learner, "features", spy)
+    monkeypatch.setattr(RandomFeatures, "__call__", spy)
     learner.absorb(Statistics(128), deltas(requests(LABELS, 2)), np.zeros((6, encoder.inputs), dtype=np.float32))
     learner.absorb(Statistics(128), [], np.zeros((0, encoder.inputs), dtype=np.float32))
     assert asked == [True]
