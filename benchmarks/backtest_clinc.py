@@ -70,6 +70,7 @@ def setup(options: argparse.Namespace) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "processor": processor(),
         "python": platform.python_version(),
+        "commit": commit(),
         **{name: version(name) for name in ("perdure", "torch", "transformers", "peft", "faiss-cpu", "numpy")},
     }
 
@@ -81,6 +82,15 @@ def processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def commit() -> str | None:
+    """The commit that the working tree stands on; None where git or the repository is missing."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
@@ -31,7 +30,7 @@ import torch
 import contestants
 import perdure
 import perdure_replay
-from backtest_clinc import processor
+from backtest_clinc import commit, processor
 from contestants.backbone import Backbone
 from contestants.base import Context, Order
 from contestants.child import Task
@@ -260,15 +259,6 @@ def setup(options: argparse.Namespace) -> dict[str, Any]:
         "recipe": asdict(options.recipe),
         **{name: version(name) for name in ("perdure", "torch", "transformers", "peft", "numpy", "scipy")},
     }
-
-
-def commit() -> str | None:
-    """The commit that the working tree stands on; None where git or the repository is missing."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 if __name__ == "__main__":

@@ -30,10 +30,10 @@ import torch
 
 import perdure
 import perdure_replay
-from backtest_clinc import processor
+from backtest_clinc import commit, processor
 from contestants.base import Order
 from contestants.orders import STREAM, load_order
-from continual import code_digest, commit
+from continual import code_digest
 from perdure.dataset import file_digest
 from perdure.errors import PerdureError
 from scenario.goals import ablation, failing, goals, history_costs

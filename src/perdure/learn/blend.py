@@ -1,4 +1,4 @@
-"""How much each of two opinions counts: chosen on rows that neither has seen."""
+"""The weight of the adapted head in the pool of both: chosen on rows that neither was trained on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HALVES_FROM = 40
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """n rows that neither opinion was trained on."""
+    """n rows that neither head was trained on."""
 
     scores: Float
     """Of the frozen head, n × C, as if it had not seen the rows."""
@@ -50,8 +50,8 @@ def fit_blend(champion: AnalyticClassifier, adapted: AdaptedHead, rows: Unseen, 
     and Stone, "Classification and Regression Trees", 1984, choose the simplest tree so.)
 
     Args:
-        champion: whose frozen head is the other opinion.
-        adapted: the opinion to be blended in.
+        champion: whose frozen head is the other one.
+        adapted: the head to be pooled with it.
         rows: what is chosen by.
         shares: weights of the adapted head to choose from.
     """
