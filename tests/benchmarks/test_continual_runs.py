@@ -16,10 +16,12 @@ from contestants.child import Task, run_child
 from contestants.contest import Given, Outcome, Run, Unavailable, contend, finished, read_run, whole, write_run
 from contestants.entrants import ENTRANTS
 from contestants.figures import Answers, SessionFigures
+from contestants.loop import carried_bytes
 from contestants.plot import draw
 from contestants.recipe import Recipe
 from contestants.results import curves, results, spread
 from perdure.records import Float
+from perdure.registry import Card, EncoderCard, Registry
 
 MakeContext = Callable[..., Any]
 
@@ -336,3 +338,14 @@ def test_avalanche_is_unavailable_where_nothing_can_bring_it(tmp_path: Path, mon
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(Unavailable, match="Avalanche is not installed"):
         avalanche.avalanche_replay(task(tmp_path))
+
+
+def test_what_the_next_update_needs_is_counted_once() -> None:
+    registry = Registry("memory://")
+    for number in (1, 2):
+        card = Card(name=f"v{number}", kind="lora", encoder=EncoderCard(name="m", fingerprint="f"), labels=("a", "b"))
+        files = {"ewc.safetensors": b"e" * 100 * number, "adapter.safetensors": b"a" * 10, "report.html": b"r" * 999}
+        registry.write(card, files)
+    head = Card(name="v3", kind="head", encoder=EncoderCard(name="m", fingerprint="f"), labels=("a", "b"))
+    registry.write(head, {"leverage.safetensors": b"l" * 7, "head.safetensors": b"h" * 50})
+    assert carried_bytes(registry) == 200 + 10 + 7
