@@ -74,7 +74,11 @@ def build() -> typer.Typer:
         app.command(name)(services.pop(name).load())
     app.command("fit")(learning.fit)
     for name in sorted(services):
-        app.command(name)(services[name].load())
+        command = services[name].load()
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
     app.command("update")(learning.update)
     app.command("backtest")(backtest.backtest)
     app.command("versions")(versions.versions)

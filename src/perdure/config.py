@@ -24,6 +24,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
+AllowAnonymous = Literal["", "anyone who reaches this address may do everything"]
+
+
+ALLOW_ANONYMOUS: str = get_args(AllowAnonymous)[1]
+"""What `serving.allow_anonymous` must say."""
 
 
 class Section(BaseModel):
@@ -273,6 +278,18 @@ class ServingSettings(Section):
     """What happens when an interaction cannot be recorded: answer with `recorded: false`, or refuse with 503."""
     drain_seconds: Positive = 10.0
     """How long requests under way may take to end when the process is stopped."""
+    keys: str = ""
+    """File of the API keys that are asked for (`perdure keys create`); empty for none. Changes are followed."""
+    open_metrics: bool = False
+    """Let /metrics be read without a key where keys are asked for; otherwise that needs the scope `metrics`."""
+    allow_anonymous: AllowAnonymous = ""
+    """Without keys only loopback is listened at, unless these words are said here."""
+    tls_certificate: str = ""
+    """File with the certificate (PEM), and those that vouch for it; empty for no TLS."""
+    tls_key: str = ""
+    """File with the certificate's key (PEM); empty where the certificate's file holds it too."""
+    tls_key_password_file: str = ""
+    """File with the password of that key: a secret stands in no setting."""
 
 
 class TrainerSettings(Section):

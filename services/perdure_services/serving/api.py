@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version as installed
 from typing import Any
 
@@ -15,7 +16,9 @@ from perdure.model.base import Classifier
 from perdure.registry import Registry
 from perdure.stream.base import Stream
 from perdure_services.serving import health, open_inference, predictions, refusal, subjects, versions
+from perdure_services.serving.access import SECURITY_SCHEMES, Access, GuardedRoute, open_to_all
 from perdure_services.serving.metering import Metering
+from perdure_services.serving.security_headers import SecurityHeaders
 from perdure_services.serving.service import Service, service_of
 
 DESCRIPTION = "Predictions by a model that keeps learning, and what people say of them."
@@ -26,8 +29,12 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
 
     Its threads start and stop with the app's lifespan. Registry and stream stay the caller's to close. `load` is
     called in a thread of its own and may raise any `PerdureError` or `OSError`: what is served then stays.
+
+    Raises:
+        SettingError: the file of keys cannot be used.
     """
     service = Service(settings.serving, registry=registry, stream=stream, load=load)
+    access = Access(settings.serving, service.metrics.registry)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -39,14 +46,25 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
 
     app = FastAPI(title="Perdure", version=installed("perdure"), description=DESCRIPTION, lifespan=lifespan)
     app.state.service = service
+    app.state.access = access
+    app.router.route_class = GuardedRoute
     refusal.install(app)
     app.add_middleware(Metering, metrics=service.metrics)
+    app.add_middleware(SecurityHeaders)
     for routes in (predictions, versions, subjects, open_inference, health):
         app.include_router(routes.router)
     app.add_api_route("/", index, include_in_schema=False)
+    app.openapi = partial(_described, app)  # type: ignore[method-assign]
     return app
 
 
+def _described(app: FastAPI) -> dict[str, Any]:
+    description = FastAPI.openapi(app)
+    description.setdefault("components", {})["securitySchemes"] = SECURITY_SCHEMES
+    return description
+
+
+@open_to_all
 async def index(request: Request) -> dict[str, Any]:
     """What is here."""
     current = service_of(request).champions.current

@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
+from perdure_services.serving.access import GuardedRoute
 from perdure_services.serving.refusal import Refusal
 
 MAX_BODY_BYTES = 8_000_000
@@ -80,8 +80,8 @@ class CheckedRequest(Request):
             )
 
 
-class CheckedRoute(APIRoute):
-    """A route that reads its body as a `CheckedRequest`."""
+class CheckedRoute(GuardedRoute):
+    """A guarded route that reads its body as a `CheckedRequest`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()

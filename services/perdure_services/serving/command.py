@@ -14,7 +14,8 @@ from perdure.errors import PerdureError, UsageError
 from perdure.model.base import Classifier
 from perdure.registry import Registry
 from perdure.stream import open_stream
-from perdure_services.serving.server import is_loopback, listen, run
+from perdure_services.serving.exposure import check_exposure, warnings
+from perdure_services.serving.server import listen, run
 from perdure_services.serving.spool.spooled_stream import with_spool
 
 CACHE = Path("var/perdure/cache")
@@ -43,8 +44,9 @@ def serve(
 
     It serves the champion of the registry (make the first one with `perdure fit`), records predictions and feedback
     in the stream (in the folder spool.path until a remote stream has them), and swaps to a newly promoted version
-    without dropping a request. One line with the URL is printed when it is ready; its page /docs lists what it can
-    do. Stop it with Ctrl-C: requests under way are answered first.
+    without dropping a request. At any address but this machine's own it asks for API keys (`perdure keys`). One line
+    with the URL is printed when it is ready; its page /docs lists what it can do. Stop it with Ctrl-C: requests under
+    way are answered first.
 
     Exit codes: 0 stopped cleanly, 1 could not run, 2 wrong usage or settings.
     """
@@ -88,13 +90,9 @@ def _settings(config: Path | None, overrides: list[str], host: str | None, port:
 
 def _serve(settings: Settings) -> None:
     serving = settings.serving
-    if not is_loopback(serving.host):
-        typer.echo(
-            f"Warning: {serving.host} can be reached from other machines, and this API asks nobody who they are: "
-            "anyone who reaches it can read predictions, give labels, promote versions and erase subjects. "
-            "Keep it behind something that does, or use --host 127.0.0.1.",
-            err=True,
-        )
+    check_exposure(serving.host, serving)
+    for warning in warnings(serving.host, serving):
+        typer.echo(f"Warning: {warning}", err=True)
     if settings.model.threads:
         import torch
 

@@ -8,20 +8,23 @@ from fastapi import APIRouter, Depends
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
+from perdure_services.serving.access import GuardedRoute, needs, open_to_all
 from perdure_services.serving.service import Service, service_of
 
-router = APIRouter(tags=["health"])
+router = APIRouter(route_class=GuardedRoute, tags=["health"])
 
 Parts = Annotated[Service, Depends(service_of)]
 
 
 @router.get("/healthz")
+@open_to_all
 async def healthz(service: Parts) -> Response:
     """200 while every thread of the process runs; 503 when only a restart helps."""
     return JSONResponse({"live": service.live}, status_code=200 if service.live else 503)
 
 
 @router.get("/readyz")
+@open_to_all
 async def readyz(service: Parts) -> Response:
     """200 when a version is loaded and really answers; 503 before, and while the process stops."""
     state = await service.ready()
@@ -29,6 +32,7 @@ async def readyz(service: Parts) -> Response:
 
 
 @router.get("/metrics")
+@needs("metrics")
 async def metrics(service: Parts) -> Response:
     """All series, in Prometheus' text format."""
     return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})

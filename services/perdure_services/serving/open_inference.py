@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
+from perdure_services.serving.access import needs, open_to_all
 from perdure_services.serving.body import CheckedRoute
 from perdure_services.serving.refusal import Refusal
 from perdure_services.serving.schemas import Id, Text
@@ -78,18 +79,21 @@ class InferResponse(BaseModel):
 
 
 @router.get("")
+@open_to_all
 async def server() -> dict[str, Any]:
     """Name, version and extensions of this server."""
     return {"name": MODEL, "version": installed("perdure"), "extensions": []}
 
 
 @router.get("/health/live")
+@open_to_all
 async def live(service: Parts) -> Response:
     """Whether the process works."""
     return JSONResponse({"live": service.live}, status_code=200 if service.live else 503)
 
 
 @router.get("/health/ready")
+@open_to_all
 async def ready(service: Parts) -> Response:
     """Whether the model answers."""
     state = await service.ready()
@@ -97,6 +101,7 @@ async def ready(service: Parts) -> Response:
 
 
 @router.get("/models/{name}")
+@needs("predict")
 async def model(name: str, service: Parts) -> dict[str, Any]:
     """The model's inputs and outputs."""
     _known(name)
@@ -111,6 +116,7 @@ async def model(name: str, service: Parts) -> dict[str, Any]:
 
 
 @router.get("/models/{name}/ready")
+@open_to_all
 async def model_ready(name: str, service: Parts) -> Response:
     """Whether the model answers."""
     _known(name)
@@ -119,6 +125,7 @@ async def model_ready(name: str, service: Parts) -> Response:
 
 
 @router.post("/models/{name}/infer", response_model_exclude_none=True)
+@needs("predict")
 async def infer(name: str, asked: InferRequest, service: Parts) -> InferResponse:
     """Classify texts."""
     _known(name)

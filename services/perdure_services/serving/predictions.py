@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
+from perdure_services.serving.access import needs
 from perdure_services.serving.body import CheckedRoute
 from perdure_services.serving.schemas import (
     FeedbackAnswer,
@@ -23,6 +24,7 @@ Parts = Annotated[Service, Depends(service_of)]
 
 
 @router.post("/predict", response_model_exclude_none=True)
+@needs("predict")
 async def predict(asked: PredictRequest, service: Parts) -> PredictionAnswer | PredictionsAnswer:
     """Classify one text, or several by the same version."""
     texts = (asked.text,) if asked.text is not None else asked.texts or ()
@@ -34,6 +36,7 @@ async def predict(asked: PredictRequest, service: Parts) -> PredictionAnswer | P
 
 
 @router.post("/feedback", status_code=202)
+@needs("feedback")
 async def feedback(said: FeedbackRequest, service: Parts) -> FeedbackAnswer:
     """Say what the label of a prediction really is. Ids not known yet are kept until their prediction comes."""
     recorded = await service.learn([(item.id, item.label, item.source) for item in said.items()])

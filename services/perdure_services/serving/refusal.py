@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,6 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from perdure.errors import PerdureError, RegistryError, StalePromotion, UsageError, VersionDamaged, VersionNotFound
+from perdure_services.keys import redacted
+from perdure_services.serving.security_headers import ALWAYS, DATA_POLICY, POLICY
 
 MAX_VALUE_CHARS = 120
 """A refused value is shown up to this length."""
@@ -39,7 +42,9 @@ class Refusal(HTTPException):
 
 
 class RefusalResponse(JSONResponse):
-    """JSON in ASCII: a lone surrogate in a refused value must not break the answer."""
+    """A problem of RFC 9457, in ASCII: a lone surrogate in a refused value must not break the answer."""
+
+    media_type = "application/problem+json"
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode("ascii")
@@ -48,9 +53,16 @@ class RefusalResponse(JSONResponse):
 def answer(
     status: int, what: str, *, do: str, value: Any = None, headers: Mapping[str, str] | None = None
 ) -> RefusalResponse:
-    """The response of one refusal."""
-    error = {"what": what, "value": _shown(value), "do": do}
-    return RefusalResponse({"error": error}, status_code=status, headers=headers)
+    """The response of one refusal; the secrets of API keys that stand in what was received are not shown."""
+    what = redacted(what)
+    problem = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": what,
+        "error": {"what": what, "value": _shown(value), "do": do},
+    }
+    return RefusalResponse(problem, status_code=status, headers=headers)
 
 
 def install(app: FastAPI) -> None:
@@ -65,7 +77,7 @@ def install(app: FastAPI) -> None:
 def _shown(value: Any) -> Any:
     if value is None or isinstance(value, bool | int):
         return value
-    text = value if isinstance(value, str) else repr(value)
+    text = redacted(value if isinstance(value, str) else repr(value))
     return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]}…"
 
 
@@ -106,11 +118,12 @@ async def _perdure(request: Request, error: Exception) -> RefusalResponse:
     if isinstance(error, UsageError):
         return answer(422, str(error), do="correct it and send the request again; see /docs")
     do = "look at the registry and try again" if isinstance(error, RegistryError) else "try again later"
-    _log.error("%s %s could not be done: %s", request.method, request.url.path, error)
+    _log.error("%s %s could not be done: %s", request.method, redacted(request.url.path), redacted(str(error)))
     return answer(503, str(error), do=do, headers={"Retry-After": "1"})
 
 
 async def _unexpected(request: Request, error: Exception) -> RefusalResponse:
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    _log.error("%s %s failed", request.method, redacted(request.url.path), exc_info=error)
     what = f"the server failed on this request: {type(error).__name__}"
-    return answer(500, what, do="try again; the server's log says more")
+    # This answer is made outside of all middleware.
+    return answer(500, what, do="try again; the server's log says more", headers={**ALWAYS, POLICY: DATA_POLICY})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import math
 import signal
@@ -18,7 +17,9 @@ from perdure.model.base import Classifier
 from perdure.registry import Registry
 from perdure.stream.base import Stream
 from perdure_services.serving.api import create_app
+from perdure_services.serving.exposure import check_exposure
 from perdure_services.serving.service import Service
+from perdure_services.serving.tls import tls_context
 
 FIRST_LOOK_SECONDS = 600.0
 """How long the first load may take before the URL is announced without it."""
@@ -63,14 +64,6 @@ class Server(uvicorn.Server):
         self._announce()
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one.
 
@@ -94,10 +87,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, *, tls: bool = False) -> str:
     """The URL at which `listener` is reached."""
+    scheme = "https" if tls else "http"
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def run(
@@ -113,7 +107,13 @@ def run(
 
     `announce` gets one line with the URL once the first look at the registry is over. The listener is closed, the
     stream stays open.
+
+    Raises:
+        SettingError: `listener` lets other machines in without asking who they are; the file of keys, or one of those
+            for TLS, cannot be used.
     """
+    check_exposure(listener.getsockname()[0], settings.serving)
+    tls = tls_context(settings.serving)
     app = create_app(settings, registry=registry, stream=stream, load=load)
     service: Service = app.state.service
     config = uvicorn.Config(
@@ -124,9 +124,10 @@ def run(
         ws="none",
         lifespan="on",
         timeout_graceful_shutdown=math.ceil(settings.serving.drain_seconds),
+        ssl_context_factory=None if tls is None else lambda config, default: tls,
     )
     with listener:
-        url = url_of(listener)
+        url = url_of(listener, tls=tls is not None)
         Server(config, service, lambda: announce(_line(url, service))).run(sockets=[listener])
     _log.info("stopped")
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path
 
+from perdure_services.serving.access import needs
 from perdure_services.serving.body import CheckedRoute
 from perdure_services.serving.schemas import ErasureAnswer, Subject
 from perdure_services.serving.service import Removed, Service, service_of
@@ -17,6 +18,7 @@ Parts = Annotated[Service, Depends(service_of)]
 
 
 @router.delete("/subjects/{subject:path}", status_code=202)
+@needs("admin")
 async def forget(subject: Annotated[Subject, Path()], service: Parts) -> ErasureAnswer:
     """Forget everything recorded of a subject until now."""
     removed = await service.forget(subject)

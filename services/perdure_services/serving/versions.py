@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 
 from perdure.errors import PerdureError, RegistryError, StalePromotion, VersionNotFound
 from perdure.registry import Card, Promotion, Registry
+from perdure_services.serving.access import caller_of, needs
 from perdure_services.serving.body import CheckedRoute
 from perdure_services.serving.refusal import Refusal
 from perdure_services.serving.schemas import (
@@ -25,41 +26,53 @@ SHOWN = 100
 """Newest promotions and versions that are listed."""
 
 BY = "api"
-"""Who promotes, in the promotion log."""
+"""Who promotes, in the promotion log; the name of the API key follows, where keys are asked for."""
 
 router = APIRouter(prefix="/v1", route_class=CheckedRoute, tags=["versions"])
 
 Parts = Annotated[Service, Depends(service_of)]
 
 
+def promoter(request: Request) -> str:
+    """Who asks, for the promotion log."""
+    name = caller_of(request)
+    return BY if name is None else f"{BY}:{name}"
+
+
+Caller = Annotated[str, Depends(promoter)]
+
+
 @router.get("/versions")
+@needs("admin")
 async def versions(service: Parts) -> VersionsAnswer:
     """What is served, what should be, and everything that could be."""
     return await run_in_threadpool(_overview, service)
 
 
 @router.post("/versions/{version:path}/promote")
-async def promote(version: str, service: Parts, asked: ReasonRequest | None = None) -> PromotedAnswer:
+@needs("admin")
+async def promote(version: str, service: Parts, by: Caller, asked: ReasonRequest | None = None) -> PromotedAnswer:
     """Serve this version from now on."""
     reason = (asked and asked.reason) or "promoted by hand"
     try:
-        promotion = await run_in_threadpool(service.registry.promote, version, reason=reason, by=BY)
+        promotion = await run_in_threadpool(service.registry.promote, version, reason=reason, by=by)
     except VersionNotFound as error:
         raise Refusal(404, str(error), value=version, do="GET /v1/versions lists what there is") from error
     return _promoted(promotion, service)
 
 
 @router.post("/rollback")
-async def rollback(service: Parts, asked: ReasonRequest | None = None) -> PromotedAnswer:
+@needs("admin")
+async def rollback(service: Parts, by: Caller, asked: ReasonRequest | None = None) -> PromotedAnswer:
     """Serve what was served before the champion."""
     reason = (asked and asked.reason) or "rolled back by hand"
-    promotion = await run_in_threadpool(_roll_back, service.registry, reason)
+    promotion = await run_in_threadpool(_roll_back, service.registry, reason, by)
     return _promoted(promotion, service)
 
 
-def _roll_back(registry: Registry, reason: str) -> Promotion:
+def _roll_back(registry: Registry, reason: str, by: str) -> Promotion:
     try:
-        return registry.rollback(by=BY, reason=reason)
+        return registry.rollback(by=by, reason=reason)
     except StalePromotion:
         raise
     except RegistryError as error:

@@ -9,11 +9,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from perdure.config import Settings
+from perdure.config import ALLOW_ANONYMOUS, Settings
 from perdure.errors import RegistryError, StreamError
 from perdure.stream import SqliteStream
 from perdure_services.serving import command
-from perdure_services.serving.server import is_loopback, listen, url_of
+from perdure_services.serving.server import listen, url_of
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_a_port_that_is_taken_ends_with_1(serve, ran):
 
 
 def test_a_host_that_nobody_knows_ends_with_1(serve, ran):
-    result = serve("--host", "256.1.1.1", "--port", "0")
+    result = serve("--host", "256.1.1.1", "--port", "0", "--set", f"serving.allow_anonymous={ALLOW_ANONYMOUS}")
     assert result.exit_code == 1
     assert "cannot listen at 256.1.1.1:0" in result.stderr
 
@@ -115,21 +115,6 @@ def test_a_stream_or_registry_that_cannot_be_opened_ends_with_1(serve, ran):
         assert result.stderr.startswith("perdure serve: ")
         assert "file" in result.stderr
     assert not ran
-
-
-def test_other_machines_are_let_in_only_with_a_warning(serve, ran):
-    assert "Warning" not in serve("--host", "localhost", "--port", "0").stderr
-    result = serve("--host", "0.0.0.0", "--port", "0")
-    assert result.exit_code == 0
-    assert "Warning: 0.0.0.0 can be reached from other machines" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("host", "loopback"),
-    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("LOCALHOST", True), ("0.0.0.0", False), ("", False)],
-)
-def test_loopback(host, loopback):
-    assert is_loopback(host) is loopback
 
 
 def test_an_address_of_version_6_has_brackets_in_its_url():
