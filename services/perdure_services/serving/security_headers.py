@@ -55,7 +55,7 @@ class SecurityHeaders:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
                 given = dict(headers)
-                headers.extend(pair for pair in _ALWAYS if pair[0] not in given)
+                headers += [pair for pair in _ALWAYS if pair[0] not in given]
                 if _POLICY not in given:
                     headers.append((_POLICY, _policy(scope["path"], given.get(b"content-type", b""))))
                 message["headers"] = headers
