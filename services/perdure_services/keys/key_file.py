@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from perdure.errors import SettingError, UsageError
-from perdure_services.keys.key import Key
+from perdure_services.keys.key import Key, redacted
 
 
 class KeyDocument(BaseModel):
@@ -52,9 +52,9 @@ def read_keys(file: Path) -> tuple[Key, ...]:
         return KeyDocument.model_validate_json(text).keys
     except ValidationError as error:
         # No value and no cause: whoever mistakes the file for a place to put keys must not find them in a log.
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        reason = f"{place}: {first['msg']}" if place else str(first["msg"])
+        reason = redacted(f"{place}: {first['msg']}" if place else str(first["msg"]))
     raise SettingError(
         f"the file {file} holds no keys that can be used ({reason}): restore it, or remove it and make new keys with "
         "`perdure keys create`"

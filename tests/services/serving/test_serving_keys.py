@@ -169,6 +169,15 @@ def test_a_key_with_something_wrong_is_refused_and_not_shown(tmp_path, change, p
     assert error.value.__context__ is None
 
 
+def test_a_key_pasted_into_the_file_is_not_shown(tmp_path):
+    file, text = tmp_path / "keys.json", made().text
+    for content in ({"format": 1, "keys": [], text: 1}, {"format": 1, "keys": [text]}, {"format": text, "keys": []}):
+        file.write_text(json.dumps(content))
+        with pytest.raises(SettingError) as error:
+            read_keys(file)
+        assert text[21:] not in str(error.value)
+
+
 @pytest.mark.parametrize("same", ["id", "name"])
 def test_two_keys_of_one_id_or_name_are_refused(tmp_path, same):
     one, two = (made(name).key.model_dump(mode="json", exclude_none=True) for name in ("a", "b"))
