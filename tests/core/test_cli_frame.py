@@ -24,6 +24,7 @@ COMMANDS = {
     "versions": "List versions, what the judge said of each",
     "promote": "Serve a version, whatever the judge said of it.",
     "rollback": "Go back to the version that was served before.",
+    "keys": "Make, list and revoke the API keys",
     "memory": "Show what memory holds",
     "forget": "Remove a person's data from the stream and from memory",
 }
