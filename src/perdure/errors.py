@@ -12,6 +12,17 @@ PerdureError
 │   └── SpoolFull                     the spool holds as much as it may, because the stream does not take it
 ├── StoreBusy                         another process holds the store that only one may write
 ├── StoreCorrupt                      what was read back is not what was written
+├── ApiError                          the API did not do what a client asked
+│   ├── ApiUnreachable                no connection, or none that lasted until an answer was there
+│   ├── ApiTimeout (also TimeoutError)  it was sent, and no answer came in time
+│   ├── ApiOutcomeUnknown             it was sent, may have been done, and must not be sent twice
+│   ├── ApiAnswerUnreadable           what answers there is not this API, or another version of it
+│   └── ApiRefused                    an answer that says no; carries status, title, detail, value, do, retry_after
+│       ├── ApiKeyRefused             401, 403: no API key, a wrong one, or one that may not do this
+│       ├── ApiNotFound               404: no such version, or not this API's URL
+│       ├── ApiConflict               409: somebody else was faster, or there is nothing to do it to
+│       ├── ApiRequestInvalid (also ValueError)  400, 413, 415, 422: the request cannot be used
+│       └── ApiBusy                   429, 502, 503, 504: not now; perhaps later
 └── RegistryError                     the registry cannot be read or written
     ├── VersionNotFound               no such version
     ├── VersionDamaged                a file of a version is missing or altered; it must not be served
@@ -95,3 +106,76 @@ class StaleShard(RegistryError):
 
 class StalePromotion(RegistryError):
     """Somebody else promoted since this promoter read its champion."""
+
+
+class ApiError(PerdureError):
+    """The API did not do what a client asked."""
+
+
+class ApiUnreachable(ApiError):
+    """No connection, or none that lasted until an answer was there."""
+
+
+class ApiTimeout(ApiError, TimeoutError):
+    """It was sent, and no answer came in time."""
+
+
+class ApiOutcomeUnknown(ApiError):
+    """It was sent, may have been done, and must not be sent twice."""
+
+
+class ApiAnswerUnreadable(ApiError):
+    """What answers there is not this API, or another version of it."""
+
+
+class ApiRefused(ApiError):
+    """An answer that says no.
+
+    Args:
+        message: for people, all of it.
+        status: HTTP status.
+        title: what kind of refusal, in a few words.
+        detail: what happened.
+        value: what was refused, as far as the API says; None where it does not.
+        do: what to do about it.
+        retry_after: seconds after which the API wants to be asked again; None where it does not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        title: str,
+        detail: str,
+        value: object = None,
+        do: str = "",
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.title = title
+        self.detail = detail
+        self.value = value
+        self.do = do
+        self.retry_after = retry_after
+
+
+class ApiKeyRefused(ApiRefused):
+    """No API key, a wrong one, or one that may not do this."""
+
+
+class ApiNotFound(ApiRefused):
+    """No such version, or not this API's URL."""
+
+
+class ApiConflict(ApiRefused):
+    """Somebody else was faster, or there is nothing to do it to."""
+
+
+class ApiRequestInvalid(ApiRefused, ValueError):
+    """The request cannot be used."""
+
+
+class ApiBusy(ApiRefused):
+    """Not now; perhaps later."""
