@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self, TypeVar, overload
 
@@ -13,6 +15,7 @@ from perdure.client.answers import Erasure, Prediction, Promoted, Readiness, Rec
 from perdure.client.attempts import Fault, Pause
 from perdure.client.endpoint import Endpoint, reply_of
 from perdure.client.exchange import FAULTS, Trace
+from perdure.client.idle import Idle
 from perdure.client.operation import NOT_READY, Operation, Reply, Said
 
 T = TypeVar("T")
@@ -77,9 +80,9 @@ class AsyncClient(Endpoint):
             return ask.unready(error)
 
     async def close(self) -> None:
-        """Closes the connections; nothing can be asked afterwards."""
-        self._closed = True
-        await self._pool.aclose()
+        """As `Client.close`."""
+        for connection in self._idle.close():
+            await connection.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,10 +93,8 @@ class AsyncClient(Endpoint):
         await self.close()
 
     def _open(self) -> None:
-        self._pool = self._new_pool(keep=True)
-
-    def _new_pool(self, *, keep: bool) -> httpcore.AsyncConnectionPool:
-        return httpcore.AsyncConnectionPool(**self._pool_options(keep=keep))
+        self._idle: Idle[httpcore.AsyncHTTPConnection] = Idle()
+        self._slots = asyncio.BoundedSemaphore(self._connections)
 
     async def _call(self, operation: Operation[T]) -> T:
         steps = self._steps(operation)
@@ -110,16 +111,22 @@ class AsyncClient(Endpoint):
                 outcome = await self._exchange(operation, step.seconds)
 
     async def _exchange(self, operation: Operation[T], seconds: float) -> Reply | Fault:
-        if operation.repeatable:
-            return await self._try(self._pool, operation, seconds)
-        # A connection of its own: one that the API closes while it idles would leave the outcome unknown.
-        async with self._new_pool(keep=False) as pool:
-            return await self._try(pool, operation, seconds)
-
-    async def _try(self, pool: httpcore.AsyncConnectionPool, operation: Operation[T], seconds: float) -> Reply | Fault:
         trace = Trace()
         try:
-            async with asyncio.timeout(seconds):
-                return reply_of(await pool.request(**self._request(operation, seconds, trace.note_async)))
+            async with asyncio.timeout(seconds), self._connection(fresh=not operation.repeatable) as connection:
+                return reply_of(await connection.request(**self._request(operation, seconds, trace.note_async)))
         except (*FAULTS, TimeoutError) as error:
             return trace.fault(error)
+
+    @asynccontextmanager
+    async def _connection(self, *, fresh: bool) -> AsyncIterator[httpcore.AsyncHTTPConnection]:
+        async with self._slots:
+            kept, old = (None, []) if fresh else self._idle.take()
+            for connection in old:
+                await connection.aclose()
+            connection = kept or httpcore.AsyncHTTPConnection(self._origin, ssl_context=self._tls)
+            try:
+                yield connection
+            finally:
+                if not self._idle.put(connection):
+                    await connection.aclose()

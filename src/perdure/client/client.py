@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar, overload
 
@@ -14,6 +17,7 @@ from perdure.client.attempts import Fault, Pause
 from perdure.client.deadline import Deadline, DeadlineBackend
 from perdure.client.endpoint import Endpoint, reply_of
 from perdure.client.exchange import FAULTS, Trace
+from perdure.client.idle import Idle
 from perdure.client.operation import NOT_READY, Operation, Reply, Said
 
 T = TypeVar("T")
@@ -115,9 +119,9 @@ class Client(Endpoint):
             return ask.unready(error)
 
     def close(self) -> None:
-        """Closes the connections; nothing can be asked afterwards."""
-        self._closed = True
-        self._pool.close()
+        """Closes the connections; nothing can be asked afterwards. Calls under way in other threads go on."""
+        for connection in self._idle.close():
+            connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -128,12 +132,10 @@ class Client(Endpoint):
         self.close()
 
     def _open(self) -> None:
+        self._idle: Idle[httpcore.HTTPConnection] = Idle()
+        self._slots = threading.BoundedSemaphore(self._connections)
         self._deadline = Deadline()
         self._backend = DeadlineBackend(self._deadline)
-        self._pool = self._new_pool(keep=True)
-
-    def _new_pool(self, *, keep: bool) -> httpcore.ConnectionPool:
-        return httpcore.ConnectionPool(**self._pool_options(keep=keep), network_backend=self._backend)
 
     def _call(self, operation: Operation[T]) -> T:
         steps = self._steps(operation)
@@ -150,16 +152,28 @@ class Client(Endpoint):
                 outcome = self._exchange(operation, step.seconds)
 
     def _exchange(self, operation: Operation[T], seconds: float) -> Reply | Fault:
-        if operation.repeatable:
-            return self._try(self._pool, operation, seconds)
-        # A connection of its own: one that the API closes while it idles would leave the outcome unknown.
-        with self._new_pool(keep=False) as pool:
-            return self._try(pool, operation, seconds)
-
-    def _try(self, pool: httpcore.ConnectionPool, operation: Operation[T], seconds: float) -> Reply | Fault:
         trace = Trace()
         try:
-            with self._deadline.of(seconds):
-                return reply_of(pool.request(**self._request(operation, seconds, trace.note)))
+            with self._deadline.of(seconds), self._connection(seconds, fresh=not operation.repeatable) as connection:
+                return reply_of(connection.request(**self._request(operation, seconds, trace.note)))
         except FAULTS as error:
             return trace.fault(error)
+
+    @contextmanager
+    def _connection(self, seconds: float, *, fresh: bool) -> Iterator[httpcore.HTTPConnection]:
+        if not self._slots.acquire(timeout=seconds):
+            raise httpcore.PoolTimeout
+        try:
+            kept, old = (None, []) if fresh else self._idle.take()
+            for connection in old:
+                connection.close()
+            connection = kept or httpcore.HTTPConnection(
+                self._origin, ssl_context=self._tls, network_backend=self._backend
+            )
+            try:
+                yield connection
+            finally:
+                if not self._idle.put(connection):
+                    connection.close()
+        finally:
+            self._slots.release()

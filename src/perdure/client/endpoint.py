@@ -6,12 +6,13 @@ import os
 import ssl
 from abc import ABC, abstractmethod
 from importlib.metadata import version
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 import httpcore
 
 from perdure.client.attempts import Patience, Steps, attempts
+from perdure.client.idle import Idle
 from perdure.client.operation import Operation, Reply
 from perdure.client.refusal import unreadable
 from perdure.errors import UsageError
@@ -23,19 +24,7 @@ KEY_VARIABLE = "PERDURE_API_KEY"
 
 CONNECT_SECONDS = 3.0
 
-IDLE_SECONDS = 2.0
-"""A connection that has idled longer is not used again: the API closes idle ones after five."""
-
 T = TypeVar("T")
-
-
-class PoolOptions(TypedDict):
-    """What both kinds of connection pools are made with."""
-
-    ssl_context: ssl.SSLContext | None
-    max_connections: int
-    max_keepalive_connections: int
-    keepalive_expiry: float
 
 
 class Endpoint(ABC):
@@ -56,6 +45,8 @@ class Endpoint(ABC):
         UsageError: one of them cannot be used.
     """
 
+    _idle: Idle[Any]
+
     def __init__(
         self,
         url: str = DEFAULT_URL,
@@ -75,6 +66,7 @@ class Endpoint(ABC):
         self._connections = connections
         # Reading the authorities takes a while, and only https needs them.
         self._tls = (tls or httpcore.default_ssl_context()) if parts.scheme == "https" else None
+        self._origin = httpcore.URL(self.url).origin
         self._headers = {
             "Host": parts.netloc,
             "Accept": "application/json",
@@ -83,7 +75,6 @@ class Endpoint(ABC):
         key = _key(os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key)
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
-        self._closed = False
         self._open()
 
     def __repr__(self) -> str:
@@ -91,25 +82,17 @@ class Endpoint(ABC):
 
     @abstractmethod
     def _open(self) -> None:
-        """Makes the pool of connections."""
-
-    def _pool_options(self, *, keep: bool) -> PoolOptions:
-        return PoolOptions(
-            ssl_context=self._tls,
-            max_connections=self._connections,
-            max_keepalive_connections=self._connections if keep else 0,
-            keepalive_expiry=IDLE_SECONDS,
-        )
+        """Prepares for connections."""
 
     def _steps(self, operation: Operation[Any]) -> Steps:
-        if self._closed:
+        if self._idle.closed:
             raise UsageError(f"{self!r} is closed: make a new one, or call {operation.name} inside the with block")
         return attempts(operation, self._patience, self.url)
 
     def _request(self, operation: Operation[Any], seconds: float, trace: object) -> dict[str, Any]:
-        """The arguments of a pool's `request`."""
+        """The arguments of a connection's `request`."""
         headers = self._headers if operation.body is None else {**self._headers, "Content-Type": "application/json"}
-        limits = {"connect": min(CONNECT_SECONDS, seconds), "read": seconds, "write": seconds, "pool": seconds}
+        limits = {"connect": min(CONNECT_SECONDS, seconds), "read": seconds, "write": seconds}
         return {
             "method": operation.method,
             "url": self.url + operation.path,

@@ -21,7 +21,7 @@ class Trace:
         self._answered = False
 
     def note(self, step: str, _: dict[str, Any]) -> None:
-        """For `httpcore.ConnectionPool`."""
+        """For `httpcore.HTTPConnection`."""
         if step == "connection.connect_tcp.started":
             self._connected = True
         elif step == "http11.send_request_headers.started":
@@ -30,7 +30,7 @@ class Trace:
             self._answered = True
 
     async def note_async(self, step: str, about: dict[str, Any]) -> None:
-        """For `httpcore.AsyncConnectionPool`."""
+        """For `httpcore.AsyncHTTPConnection`."""
         self.note(step, about)
 
     def fault(self, error: Exception) -> Fault:

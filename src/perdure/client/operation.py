@@ -108,7 +108,7 @@ def feedback_of(said: str | list[Said] | tuple[Said, ...], label: str | None, so
             raise UsageError(f"feedback on {said!r} has no label: give feedback(id, label)")
         body = _json(id=said, label=label, source=source)
     elif label is not None or source is not None:
-        raise UsageError(f"feedback on {len(said)} predictions got one label beside them: give each its own, as Said(...)")
+        raise UsageError(f"{len(said)} Said(...) and one label or source beside them: give each its own")
     else:
         body = _json(feedback=[_given(id=one.id, label=one.label, source=one.source) for one in said])
     return Operation("feedback", "POST", "/v1/feedback", body, True, _receipt.validate_json)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import socket
 import struct
@@ -209,7 +208,6 @@ def api() -> Iterator[Faulty]:
     server = Faulty()
     yield server
     server.stop()
-    gc.collect()
 
 
 @pytest.fixture(params=[Client, Driven], ids=["blocking", "asyncio"])

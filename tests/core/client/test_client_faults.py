@@ -6,11 +6,12 @@ import asyncio
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 
 import pytest
 
-from perdure.client import AsyncClient, Client, Said
+from perdure.client import AsyncClient, Client, Said, idle
 from perdure.errors import (
     ApiAnswerUnreadable,
     ApiBusy,
@@ -34,7 +35,7 @@ def test_a_prediction_is_asked_for_again_when_the_connection_breaks(api, acts, c
 @pytest.mark.parametrize("fault", ["reset", "silent", "half"])
 def test_a_connection_that_always_breaks_is_given_up(api, acts, client_of, fault):
     api.script = [getattr(acts, fault)]
-    with pytest.raises(ApiUnreachable, match="predict: the connection .* broke .* 3 tries"):
+    with pytest.raises(ApiUnreachable, match=r"predict: the connection .* broke .* 3 tries"):
         client_of(tries=3).predict("order")
     assert len(api.asked) == 3
 
@@ -100,7 +101,9 @@ def test_a_server_that_comes_a_moment_later_is_found(acts, client_of, free_port,
 
 # ── what is not ──
 @pytest.mark.parametrize("fault", ["reset", "silent", "half"])
-@pytest.mark.parametrize("ask", [lambda api: api.promote("v2"), lambda api: api.rollback()], ids=["promote", "rollback"])
+@pytest.mark.parametrize(
+    "ask", [lambda api: api.promote("v2"), lambda api: api.rollback()], ids=["promote", "rollback"]
+)
 def test_what_must_not_be_done_twice_is_sent_once(api, acts, client, fault, ask):
     api.script = [getattr(acts, fault), acts.promoted]
     with pytest.raises(ApiOutcomeUnknown, match=r"may have been done, and is not sent twice: look at versions\(\)"):
@@ -177,7 +180,7 @@ def test_promotions_never_travel_over_a_connection_that_idled(api, acts, client)
     client.promote("v2")
     client.rollback()
     client.predict("order")
-    assert [asked.connection for asked in api.asked] == [1, 2, 3, 1]
+    assert [asked.connection for asked in api.asked] == [1, 2, 3, 3]
 
 
 def test_readiness_is_asked_once_but_not_over_a_dead_connection(api, acts, client):
@@ -256,16 +259,29 @@ def test_a_server_that_does_not_read_is_left_at_the_deadline(client_of):
 
 def test_waiting_for_a_connection_counts(api, acts):
     api.script = [acts.hang]
-    with Client(api.url, timeout=0.5, tries=1, connections=1) as client:
-        first = threading.Thread(target=lambda: pytest.raises(ApiTimeout, client.predict, "order"))
-        first.start()
+    with Client(api.url, timeout=1.0, tries=1, connections=1) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.predict, "order")
+        time.sleep(0.5)
+        # Half a second until the first gives up its connection, and half a second for the server.
+        begun = time.monotonic()
+        with pytest.raises(ApiTimeout):
+            client.predict("refund")
+        assert 0.9 < time.monotonic() - begun < 1.35
+        assert isinstance(first.exception(), ApiTimeout)
+    assert len(api.asked) == 2
+
+
+def test_no_connection_that_comes_free_is_told(api, acts):
+    api.script = [acts.hang]
+    with Client(api.url, timeout=0.5, tries=1, connections=1) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.predict, "order")
         while not api.asked:
             time.sleep(0.005)
-        patient = Client(api.url, timeout=0.2, tries=1)
-        patient._pool = client._pool
-        with pytest.raises(ApiUnreachable, match="all connections were in use"):
-            patient.predict("order")
-        first.join(5)
+        with Client(api.url, timeout=0.1, tries=1) as hasty:
+            hasty._slots = client._slots
+            with pytest.raises(ApiUnreachable, match="all connections were in use"):
+                hasty.predict("order")
+        assert isinstance(first.exception(), ApiTimeout)
     assert len(api.asked) == 1
 
 
@@ -349,15 +365,39 @@ def test_many_at_once_share_the_connections(api, acts):
     assert len({asked.body for asked in api.asked}) == 40
 
 
-def test_threads_share_a_client(api, acts):
+def test_threads_share_a_client_but_never_a_connection(api, acts, caplog):
+    """More threads than connections: they are handed from one to the other all the time."""
+    caplog.set_level("INFO", logger="perdure")
     api.script = [acts.good]
-    with Client(api.url, connections=4) as client:
-        threads = [
-            threading.Thread(target=lambda: [client.predict("order") for _ in range(10)], daemon=True) for _ in range(8)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(10)
-    assert len(api.asked) == 80
+    with Client(api.url, connections=4) as client, ThreadPoolExecutor(8) as pool:
+        assert {answer.id for answer in pool.map(client.predict, ["order"] * 400)} == {"id-1"}
+    assert len(api.asked) == 400
     assert api.connections <= 4
+    assert caplog.text == "", "something had to be repeated"
+
+
+def test_a_client_that_is_closed_during_a_call_lets_it_end(api, acts):
+    def slow(connection, server):
+        time.sleep(0.2)
+        return acts.good(connection, server)
+
+    api.script = [slow]
+    with Client(api.url) as client, ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.predict, "order")
+        while not api.asked:
+            time.sleep(0.005)
+        client.close()
+        assert call.result(5).id == "id-1"
+        while api.closed < 1:
+            time.sleep(0.005)
+
+
+def test_connections_that_idled_too_long_are_closed(api, acts, monkeypatch):
+    monkeypatch.setattr(idle, "IDLE_SECONDS", 0.1)
+    api.script = [acts.good]
+    with Client(api.url) as client:
+        client.predict("order")
+        time.sleep(0.15)
+        client.predict("order")
+        client.predict("order")
+        assert [asked.connection for asked in api.asked] == [1, 2, 2]
