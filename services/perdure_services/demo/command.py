@@ -139,6 +139,6 @@ def _show(console: Console, scenario: Scenario, progress: Progress, written: Wri
 
 
 def _check_installed() -> None:
-    for module in ("httpx", "apscheduler", "matplotlib", "jinja2"):
+    for module in ("apscheduler", "matplotlib", "jinja2"):
         if importlib.util.find_spec(module) is None:
             raise UsageError(f"the demo needs {module}, which is not installed: install perdure[cpu,demo]")

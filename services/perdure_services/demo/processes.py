@@ -11,8 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import httpx
-
+from perdure.client import Client
 from perdure.errors import PerdureError
 from perdure_services.trainer.child import Child, perdure
 from perdure_services.trainer.turn_process import without_settings
@@ -142,7 +141,5 @@ class Processes:
 
 
 def _ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz", timeout=5.0).status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False
+    with Client(url, api_key="", timeout=5.0) as api:
+        return api.ready().ready

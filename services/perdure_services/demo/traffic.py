@@ -8,19 +8,15 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import httpx
-
-from perdure.errors import PerdureError
+from perdure.client import Client, Prediction, Receipt
+from perdure.errors import ApiError, PerdureError
 from perdure_services.demo.progress import Answer, Progress
 from perdure_services.demo.scenario import Request, Wave
 
 CONNECTIONS = 6
 TIMEOUT_SECONDS = 20.0
-
-IDLE_SECONDS = 2.0
-"""A connection that has idled longer is not used again: a server that closes it at that moment would fail a request."""
 
 LOOK_SECONDS = 0.05
 """How often `tick` is called, about."""
@@ -33,6 +29,8 @@ CUSTOMERS = 41
 """Every fourth request says whose it is; so many take turns."""
 
 Step = Literal["predict", "feedback"]
+
+Reply = Prediction | Receipt
 
 
 class Traffic:
@@ -49,9 +47,11 @@ class Traffic:
         self._rate = rate
         self._progress = progress
         self._tick = tick
-        limits = httpx.Limits(max_connections=CONNECTIONS, keepalive_expiry=IDLE_SECONDS)
-        # Nothing in the environment may lead requests to this machine through a proxy.
-        self._client = httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS, limits=limits, trust_env=False)
+        # One try: what fails is counted and shown, and sent again from here, where it keeps no connection waiting.
+        # No key: one in the environment is not for the API of the demo.
+        self._client = Client(
+            url, api_key="", timeout=TIMEOUT_SECONDS, deadline=TIMEOUT_SECONDS, tries=1, connections=CONNECTIONS
+        )
         self._tries: Counter[tuple[Step, int]] = Counter()
 
     def send(self, wave: Wave) -> None:
@@ -61,7 +61,7 @@ class Traffic:
             PerdureError: a request failed again and again.
         """
         due = self._plan(wave)
-        running: dict[Future[dict[str, Any]], tuple[Step, int, float]] = {}
+        running: dict[Future[Reply], tuple[Step, int, float]] = {}
         pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="perdure-traffic")
         try:
             while due or running:
@@ -79,9 +79,9 @@ class Traffic:
         finally:
             # What is under way has been taken by the API, and its answer must not be lost.
             pool.shutdown(cancel_futures=True)
-            for future, (step, number, begun) in running.items():
+            for future, (_, number, begun) in running.items():
                 if not future.cancelled() and future.exception() is None:
-                    self._accept(future.result(), step, number, begun)
+                    self._accept(future.result(), number, begun)
 
     def close(self) -> None:
         """Closes the connections."""
@@ -109,20 +109,15 @@ class Traffic:
         heapq.heapify(due)
         return due
 
-    def _ask(self, step: Step, number: int, request: Request) -> dict[str, Any]:
+    def _ask(self, step: Step, number: int, request: Request) -> Reply:
         if step == "predict":
             subject = request.subject or (f"customer-{number % CUSTOMERS}" if number % 4 == 0 else None)
-            said = {"text": request.text, **({"subject": subject} if subject else {})}
-        else:
-            said = {"id": self._progress.answers[number].id, "label": request.said or "", "source": "customer"}
-        answer = self._client.post(f"/v1/{step}", json=said)
-        answer.raise_for_status()
-        fields: dict[str, Any] = answer.json()
-        return fields
+            return self._client.predict(request.text, subject=subject)
+        return self._client.feedback(self._progress.answers[number].id, request.said or "", source="customer")
 
     def _take(
         self,
-        future: Future[dict[str, Any]],
+        future: Future[Reply],
         step: Step,
         number: int,
         begun: float,
@@ -130,32 +125,32 @@ class Traffic:
         due: list[tuple[float, int, Step]],
     ) -> None:
         try:
-            fields = future.result()
-        except (httpx.HTTPError, ValueError) as error:
+            reply = future.result()
+        except ApiError as error:
             self._failed(step, number, error)
             heapq.heappush(due, (time.monotonic() + RETRY_SECONDS, number, step))
             return
-        self._accept(fields, step, number, begun)
+        self._accept(reply, number, begun)
         if step == "predict" and wave.requests[number - wave.first].said:
             heapq.heappush(due, (time.monotonic() + _thinking_seconds(number), number, "feedback"))
 
-    def _accept(self, fields: dict[str, Any], step: Step, number: int, begun: float) -> None:
-        if step == "feedback":
+    def _accept(self, reply: Reply, number: int, begun: float) -> None:
+        if isinstance(reply, Receipt):
             self._progress.taught(number)
             return
         self._progress.answered(
             Answer(
                 number,
-                id=fields["id"],
-                label=fields["label"],
-                confidence=fields["confidence"],
-                version=fields["version"],
-                recorded=fields["recorded"],
+                id=reply.id,
+                label=reply.label,
+                confidence=reply.confidence,
+                version=reply.version,
+                recorded=reply.recorded,
                 seconds=time.monotonic() - begun,
             )
         )
 
-    def _failed(self, step: Step, number: int, error: Exception) -> None:
+    def _failed(self, step: Step, number: int, error: ApiError) -> None:
         why = f"{type(error).__name__}: {error}"
         self._progress.failure(number, why)
         self._tries[step, number] += 1

@@ -15,6 +15,7 @@ from perdure.client.answers import Erasure, Prediction, Promoted, Readiness, Rec
 from perdure.client.attempts import Fault, Pause
 from perdure.client.endpoint import Endpoint, reply_of
 from perdure.client.exchange import FAULTS, Trace
+from perdure.client.handshake import CancellableBackend
 from perdure.client.idle import Idle
 from perdure.client.operation import NOT_READY, Operation, Reply, Said
 
@@ -94,6 +95,7 @@ class AsyncClient(Endpoint):
 
     def _open(self) -> None:
         self._idle: Idle[httpcore.AsyncHTTPConnection] = Idle()
+        self._backend = CancellableBackend()
         self._slots = asyncio.BoundedSemaphore(self._connections)
 
     async def _call(self, operation: Operation[T]) -> T:
@@ -124,7 +126,9 @@ class AsyncClient(Endpoint):
             kept, old = (None, []) if fresh else self._idle.take()
             for connection in old:
                 await connection.aclose()
-            connection = kept or httpcore.AsyncHTTPConnection(self._origin, ssl_context=self._tls)
+            connection = kept or httpcore.AsyncHTTPConnection(
+                self._origin, ssl_context=self._tls, network_backend=self._backend
+            )
             try:
                 yield connection
             finally:

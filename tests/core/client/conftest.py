@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +45,8 @@ class Faulty:
     def __init__(self, host: str = "127.0.0.1") -> None:
         self.script: list[Act] = []
         self.asked: list[Asked] = []
+        self.tls: ssl.SSLContext | None = None
+        """Set, connections are encrypted."""
         self.closed = 0
         self.connections = 0
         self._listener = socket.create_server((host, 0))
@@ -74,8 +78,11 @@ class Faulty:
             thread.start()
 
     def _serve(self, connection: socket.socket, number: int) -> None:
-        with connection:
+        with ExitStack() as opened:
+            opened.callback(connection.close)
             try:
+                if self.tls is not None:
+                    connection = opened.enter_context(self.tls.wrap_socket(connection, server_side=True))
                 while (asked := _request(connection, number)) is not None:
                     with self._lock:
                         self.asked.append(asked)

@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
 import pytest
 
+from perdure.client import Client
 from perdure.errors import PerdureError
 from perdure_services.demo import processes as processes_module
 from perdure_services.demo.processes import Processes
@@ -20,8 +20,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     asked = 0
     def do_GET(self):
         Handler.asked += 1
-        self.send_response(200 if self.path == "/readyz" and Handler.asked > 2 else 503)
+        ready = self.path == "/readyz" and Handler.asked > 2
+        self.send_response(200 if ready else 503)
         self.end_headers()
+        self.wfile.write(b'{"ready": true, "reason": "serving"}' if ready else b"")
     def log_message(self, *_):
         pass
 server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
@@ -103,7 +105,8 @@ def test_serve_is_waited_for_until_it_is_ready(processes):
     assert url.rpartition(":")[2].isdigit()
     assert len(ticks) >= 2
     # The third question is the first that it says yes to.
-    assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+    with Client(url) as api:
+        assert api.ready().ready
 
 
 def test_a_port_that_is_taken_is_told(processes):

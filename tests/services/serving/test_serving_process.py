@@ -10,9 +10,10 @@ import threading
 import time
 from pathlib import Path
 
-import httpx
 import pytest
 
+from perdure.client import Client
+from perdure.errors import ApiUnreachable
 from perdure.registry import Registry
 from perdure.stream import SqliteStream
 
@@ -83,18 +84,18 @@ def test_sigterm_lets_requests_under_way_finish_and_writes_everything(started, t
     answers = []
 
     def ask():
-        answers.append(httpx.post(f"{url}/v1/predict", json={"text": "slow"}, timeout=10))
+        with Client(url, tries=1) as api:
+            answers.append(api.predict("slow"))
 
     asking = threading.Thread(target=ask)
     asking.start()
     assert process.stdout.readline() == "computing\n"
     process.send_signal(signal.SIGTERM)
     asking.join(10)
-    assert answers[0].status_code == 200
-    assert answers[0].json()["recorded"] is True
+    assert answers[0].recorded
     assert process.stdout.readline() == "ended\n"
     assert process.wait(10) == 0
-    assert recorded(tmp_path) == [answers[0].json()["id"]]
+    assert recorded(tmp_path) == [answers[0].id]
     assert "Traceback" not in (tmp_path / "stderr").read_text()
 
 
@@ -104,16 +105,16 @@ def test_kill_loses_nothing_that_was_acknowledged(started, tmp_path):
     enough = threading.Event()
 
     def ask(worker):
-        with httpx.Client(base_url=url, timeout=5) as client:
+        with Client(url, tries=1, timeout=5) as api:
             for number in range(100_000):
                 try:
-                    answer = client.post("/v1/predict", json={"text": f"order {worker} {number}"}).json()
-                    if answer["recorded"]:
-                        acknowledged.append(answer["id"])
+                    answer = api.predict(f"order {worker} {number}")
+                    if answer.recorded:
+                        acknowledged.append(answer.id)
                     name = f"said-{worker}-{number}"
-                    if client.post("/v1/feedback", json={"id": name, "label": "refund"}).json()["recorded"]:
+                    if api.feedback(name, "refund").recorded:
                         acknowledged.append(name)
-                except httpx.TransportError:
+                except ApiUnreachable:
                     return
                 if len(acknowledged) > 200:
                     enough.set()
