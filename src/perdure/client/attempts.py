@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 from perdure.client.operation import Operation, Reply
@@ -103,23 +102,26 @@ def attempts(
     begun = clock()
     end = begun + patience.deadline
     tries = 1 if operation.once else patience.tries
-    counted = 0
-    for sent in count(1):
+    made = counted = 0
+    arrived = False
+    while True:
+        made += 1
         outcome = yield Try(min(patience.timeout, end - clock()))
         assert outcome is not None
         if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
             return outcome
+        arrived = arrived or isinstance(outcome, Reply) or outcome.sent
         wait = 0.0
         if not (isinstance(outcome, Fault) and outcome.stale):
             counted += 1
             bound = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(counted - 1, 16))
             wait = _asked_for(outcome) + jitter(0.0, bound)
         if counted >= tries or clock() + wait >= end or not _repeatable(operation, outcome):
-            raise _error(operation, outcome, url, sent, clock() - begun)
+            spent = f"{made} {'try' if made == 1 else 'tries'} in {clock() - begun:.1f} s"
+            raise _error(operation, outcome, url, spent, arrived=arrived)
         _log.info("%s: %s; again in %.2f s", operation.name, _reason(outcome), wait)
         if wait:
             yield Pause(wait)
-    raise AssertionError("unreachable")
 
 
 def _repeatable(operation: Operation[Any], outcome: Reply | Fault) -> bool:
@@ -136,13 +138,13 @@ def _reason(outcome: Reply | Fault) -> str:
     return f"status {outcome.status}" if isinstance(outcome, Reply) else outcome.reason
 
 
-def _error(operation: Operation[Any], outcome: Reply | Fault, url: str, tries: int, seconds: float) -> ApiError:
+def _error(operation: Operation[Any], outcome: Reply | Fault, url: str, spent: str, *, arrived: bool) -> ApiError:
     if isinstance(outcome, Reply):
         return refusal(operation, outcome, url)
-    spent = f"{tries} {'try' if tries == 1 else 'tries'} in {seconds:.1f} s"
     if not outcome.sent:
+        before = "An earlier try may have arrived" if arrived else "Nothing was sent"
         return ApiUnreachable(
-            f"{operation.name}: no connection to the API at {url} ({outcome.reason}; {spent}). Nothing was sent. "
+            f"{operation.name}: no connection to the API at {url} ({outcome.reason}; {spent}). {before}. "
             "See that `perdure serve` runs there, and that the URL is right"
         )
     if not operation.repeatable:

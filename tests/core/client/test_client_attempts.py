@@ -120,6 +120,13 @@ def test_stale_connections_end_at_the_deadline_too():
     assert isinstance(error, ApiUnreachable)
 
 
+def test_whether_anything_was_sent_is_told_of_all_tries():
+    refused = Fault("refused", sent=False, timed_out=False)
+    assert "Nothing was sent" in str(play([refused])[1])
+    assert "An earlier try may have arrived" in str(play([BROKEN, refused])[1])
+    assert "An earlier try may have arrived" in str(play([BUSY, refused])[1])
+
+
 @pytest.mark.parametrize("ask", [operation.promote("v2", None), operation.rollback(None)])
 def test_not_even_a_stale_connection_excuses_a_second_promotion(ask):
     seen, _ = play([STALE, GOOD], ask=ask)
