@@ -140,7 +140,8 @@ def test_a_connection_is_used_again(api, acts, client):
     assert api.connections == 1
 
 
-def test_a_connection_that_was_closed_while_idle_does_no_harm(api, acts, client_of):
+def test_a_connection_that_was_closed_while_idle_is_not_even_tried(api, acts, client_of, caplog):
+    caplog.set_level("INFO", logger="perdure")
     client = client_of(tries=1)
     api.script = [acts.good_and_gone, acts.good]
     client.predict("order")
@@ -148,6 +149,7 @@ def test_a_connection_that_was_closed_while_idle_does_no_harm(api, acts, client_
         time.sleep(0.005)
     assert client.predict("order").id == "id-1"
     assert len(api.asked) == 2
+    assert caplog.text == "", "something had to be repeated"
 
 
 @pytest.mark.parametrize("fault", ["reset", "silent"])
@@ -401,3 +403,22 @@ def test_connections_that_idled_too_long_are_closed(api, acts, monkeypatch):
         client.predict("order")
         client.predict("order")
         assert [asked.connection for asked in api.asked] == [1, 2, 2]
+
+
+def test_an_asynchronous_client_that_is_closed_during_a_call_lets_it_end(api, acts):
+    def slow(connection, server):
+        time.sleep(0.2)
+        return acts.good(connection, server)
+
+    async def main():
+        async with AsyncClient(api.url) as client:
+            call = asyncio.create_task(client.predict("order"))
+            while not api.asked:
+                await asyncio.sleep(0.005)
+            await client.close()
+            assert (await call).id == "id-1"
+            while api.closed < 1:
+                await asyncio.sleep(0.005)
+
+    api.script = [slow]
+    asyncio.run(asyncio.wait_for(main(), 5))

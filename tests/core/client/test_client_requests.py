@@ -67,6 +67,13 @@ def test_half_of_a_surrogate_pair_reaches_the_api(api, acts, client):
     assert api.asked[0].body == b'{"text":"half \\ud800"}'
 
 
+def test_a_long_text_arrives_whole(api, acts, client):
+    api.script = [acts.good]
+    text = "".join(f"{number} " for number in range(60_000))
+    client.predict(text)
+    assert api.asked[0].fields == {"text": text}
+
+
 def test_a_path_of_the_url_is_kept(api, acts, client_of):
     api.script = [acts.good]
     client_of(f"{api.url}/team/perdure/").predict("order")
