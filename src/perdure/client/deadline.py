@@ -2,7 +2,8 @@
 
 `httpcore` bounds each read by itself, so an answer that drips in could take for ever. Here a thread says until when
 its request may take, and every step on the network gets no more than what is left of that. (In asynchronous code
-`asyncio.timeout` does it.)
+`asyncio.timeout` does it.) Not bounded is the system's look-up of a name, and where a name has several addresses, each
+gets what was left when connecting began.
 """
 
 from __future__ import annotations
