@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
 import time
@@ -11,7 +10,7 @@ from email.utils import formatdate
 
 import pytest
 
-from perdure.client import AsyncClient, Client, Said, idle
+from perdure.client import Client, Said
 from perdure.errors import (
     ApiAnswerUnreadable,
     ApiBusy,
@@ -318,107 +317,3 @@ def test_something_that_does_not_speak_http_is_told(api, acts, client_of):
     api.script = [greet]
     with pytest.raises(ApiUnreachable, match="broke before the answer"):
         client_of(tries=1).predict("order")
-
-
-# ── asyncio ──
-def test_a_cancelled_call_is_over_and_leaves_no_connection(api, acts):
-    async def main():
-        async with AsyncClient(api.url, connections=1) as client:
-            api.script = [acts.hang, acts.good]
-            call = asyncio.create_task(client.predict("order"))
-            while not api.asked:
-                await asyncio.sleep(0.005)
-            call.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await call
-            # The one connection there may be is free again.
-            assert (await client.predict("order")).id == "id-1"
-
-    asyncio.run(main())
-    assert [asked.connection for asked in api.asked] == [1, 2]
-
-
-def test_a_cancelled_pause_is_over(api, acts):
-    async def main():
-        async with AsyncClient(api.url) as client:
-            api.script = [acts.answer({}, 503, "Retry-After: 20")]
-            call = asyncio.create_task(client.predict("order"))
-            while not api.asked:
-                await asyncio.sleep(0.005)
-            await asyncio.sleep(0.05)
-            call.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await call
-
-    begun = time.monotonic()
-    asyncio.run(main())
-    assert time.monotonic() - begun < 3
-    assert len(api.asked) == 1
-
-
-def test_many_at_once_share_the_connections(api, acts):
-    async def main():
-        async with AsyncClient(api.url, connections=4) as client:
-            return await asyncio.gather(*(client.predict(f"order {number}") for number in range(40)))
-
-    api.script = [acts.good]
-    assert len(asyncio.run(main())) == 40
-    assert api.connections <= 4
-    assert len({asked.body for asked in api.asked}) == 40
-
-
-def test_threads_share_a_client_but_never_a_connection(api, acts, caplog):
-    """More threads than connections: they are handed from one to the other all the time."""
-    caplog.set_level("INFO", logger="perdure")
-    api.script = [acts.good]
-    with Client(api.url, connections=4) as client, ThreadPoolExecutor(8) as pool:
-        assert {answer.id for answer in pool.map(client.predict, ["order"] * 400)} == {"id-1"}
-    assert len(api.asked) == 400
-    assert api.connections <= 4
-    assert caplog.text == "", "something had to be repeated"
-
-
-def test_a_client_that_is_closed_during_a_call_lets_it_end(api, acts):
-    def slow(connection, server):
-        time.sleep(0.2)
-        return acts.good(connection, server)
-
-    api.script = [slow]
-    with Client(api.url) as client, ThreadPoolExecutor(1) as pool:
-        call = pool.submit(client.predict, "order")
-        while not api.asked:
-            time.sleep(0.005)
-        client.close()
-        assert call.result(5).id == "id-1"
-        while api.closed < 1:
-            time.sleep(0.005)
-
-
-def test_connections_that_idled_too_long_are_closed(api, acts, monkeypatch):
-    monkeypatch.setattr(idle, "IDLE_SECONDS", 0.1)
-    api.script = [acts.good]
-    with Client(api.url) as client:
-        client.predict("order")
-        time.sleep(0.15)
-        client.predict("order")
-        client.predict("order")
-        assert [asked.connection for asked in api.asked] == [1, 2, 2]
-
-
-def test_an_asynchronous_client_that_is_closed_during_a_call_lets_it_end(api, acts):
-    def slow(connection, server):
-        time.sleep(0.2)
-        return acts.good(connection, server)
-
-    async def main():
-        async with AsyncClient(api.url) as client:
-            call = asyncio.create_task(client.predict("order"))
-            while not api.asked:
-                await asyncio.sleep(0.005)
-            await client.close()
-            assert (await call).id == "id-1"
-            while api.closed < 1:
-                await asyncio.sleep(0.005)
-
-    api.script = [slow]
-    asyncio.run(asyncio.wait_for(main(), 5))
