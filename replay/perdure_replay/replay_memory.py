@@ -240,11 +240,7 @@ class ReplayMemory:
             living = self._reservoir.living_keys()
             labels = self._reservoir.living()
             known = self._turns.classes()
-            enough = {
-                label
-                for label, count in labels.items()
-                if label in known or count >= self._settings.class_rows
-            }
+            enough = {label for label, count in labels.items() if label in known or count >= self._settings.class_rows}
             waiting = self._count("waiting")
             totals: dict[str, int] = dict(self._store.rows("SELECT name, value FROM totals"))
             return MemoryCounts(
