@@ -50,7 +50,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-c", "from perdure.cli import main; main()", "backtest"]
     command += ["--stream", str(options.data / "stream_10x15.jsonl"), "--eval", str(options.data / options.eval)]
     command += ["--out", str(out), "--memory-per-class", str(MEMORY_PER_CLASS), "--seed", str(options.seed)]
-    subprocess.run(command, check=True)
+    ended = subprocess.run(command, check=False)
+    if ended.returncode:
+        # It has said why.
+        sys.exit(ended.returncode)
     metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     metrics["candidates"] = [
         {key: fate[key] for key in ("version", "kind", "outcome", "sentence", "seconds", "cpu_seconds")}
