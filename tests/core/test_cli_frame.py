@@ -87,7 +87,7 @@ def test_without_a_command_the_help_is_shown(run):
         (["fit", "--data"], "--data"),
         (["nonsense"], "nonsense"),
         (["fit", "--data", "x", "--colour"], "--colour"),
-        (["backtest", "--stream", "a", "--eval", "b", "--out", "c", "--memory-per-class", "1"], "memory-per-class"),
+        (["backtest", "--stream", "a", "--eval", "b", "--out", "c", "--memory-per-class", "0"], "memory-per-class"),
         (["promote"], "version"),
         (["update", "--set", "lora.rank"], "perdure: --set needs section.name=value, but got 'lora.rank'"),
         (["update", "--set", "lora.rnak=1"], "perdure: unknown setting 'lora.rnak': did you mean 'lora.rank'?"),
