@@ -88,7 +88,7 @@ class ReplayMemory:
                 clock=clock,
             )
             self._views = Views(self._store, self._settings.near_duplicate, settings.device)
-            self._samples = Samples(self._store, self._views, self._settings.holdout_share)
+            self._samples = Samples(self._store, self._views, self._settings.holdout_share, decays=half_life > 0)
             if not read_only:
                 self._statistics.folder.mkdir(exist_ok=True)
                 self._adopt()

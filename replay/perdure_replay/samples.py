@@ -19,8 +19,9 @@ BACKED = "SELECT place, interaction FROM provenance WHERE backs = 1 AND interact
 class Samples:
     """Reads only; all of one answer belongs together inside the caller's snapshot."""
 
-    def __init__(self, store: Store, views: Views, holdout_share: float) -> None:
+    def __init__(self, store: Store, views: Views, holdout_share: float, *, decays: bool) -> None:
         self._store = store
+        self._decays = decays
         self._views = views
         self._holdout_share = holdout_share
 
@@ -56,7 +57,9 @@ class Samples:
                 held_out=is_held_out(key, self._holdout_share),
                 time=time,
                 provenance=tuple(provenance.get(place, ())),
-                copies=max(support, 1),
+                # Where priorities decay, what a place had before it was displaced is forgotten: then only those are
+                # counted that are named, which do not depend on the order of events.
+                copies=max(len(provenance.get(place, ())) if self._decays else support, 1),
             )
             for place, key, label, time, support, text in rows
         )

@@ -128,7 +128,7 @@ class Sample:
     provenance: tuple[str, ...] = ()
     """Ids of interactions that assert it; the first few by a keyed hash."""
     copies: int = 1
-    """Interactions that assert it: so often it is in the head's statistics."""
+    """Interactions that assert it, as far as they are known: so often it is in the head's statistics."""
 
 
 def normalise(text: str) -> str:
