@@ -38,7 +38,7 @@ class Update:
     weights: Mapping[str, Tensor]
     labels: tuple[str, ...]
     anchor: Anchor
-    """Its own parameters and the Fisher information so far: what the next update is held to if this is promoted."""
+    """Its own parameters and the Fisher information so far: what an update that goes on from it is held to."""
     steps: int
     loss: float
     """Mean loss over the last tenth of the steps."""
