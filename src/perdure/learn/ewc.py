@@ -31,7 +31,7 @@ holds. More at once was slower on a CPU, as gradients then go through main memor
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """What an update that goes on from a version must not move away from, and how much each of its parameters matters."""
+    """What an update that goes on from a version is held to, and how much each of its parameters matters."""
 
     theta: Mapping[str, Tensor]
     fisher: Mapping[str, Tensor]
