@@ -32,6 +32,7 @@ from perdure.learn.candidate import Candidate
 from perdure.learn.challenger import Challenger, carried_files, origin_of
 from perdure.learn.gate import Gated, gate
 from perdure.learn.leverage import Leverage
+from perdure.learn.lora import Origin
 from perdure.learn.material import Encodings, Material
 from perdure.lineage import Undecided, undecided_in
 from perdure.memory import IngestCounts, Memory, TurnState
@@ -293,9 +294,8 @@ class Loop:
         folder = self._folder(champion)
         if champion is None or folder is None or not self._settings.lora.enabled:
             return None
-        origin, before = origin_of(champion, folder), self._undecided()
-        if before is not None:
-            origin = origin_of(before[1], self._registry.fetch(before[0].version, self._cache))
+        before = self._undecided()
+        origin = before[1] if before else origin_of(champion, folder)
         candidate = self._challenger.candidate(
             material,
             champion,
@@ -310,17 +310,19 @@ class Loop:
         note = f"It was to go on from {before[0].version}, whose verdict was inconclusive."
         return replace(candidate, looks=before[0].looks + 1, notes=(note, *candidate.notes))
 
-    def _undecided(self) -> tuple[Undecided, AnalyticClassifier] | None:
-        """The challenger on which the judge could not decide in the last turns."""
+    def _undecided(self) -> tuple[Undecided, Origin | None] | None:
+        """The challenger on which the judge could not decide in the last turns, and what goes on from it."""
         found = undecided_in(self._memory.history(LOOK_BACK), self._registry)
         if found is None:
             return None
         try:
-            classifier = self._load(found.version)
+            folder = self._registry.fetch(found.version, self._cache)
+            model = self._settings.model
+            classifier = load_classifier(folder, found.version, batch=model.batch, encoder=model.name)
+            return found, origin_of(classifier, folder)
         except (VersionDamaged, VersionNotFound) as error:
             logger.warning("the LoRA update goes on from the champion: %s", error)
             return None
-        return None if classifier is None else (found, classifier)
 
     # ── champions ──
     def _champion_name(self) -> str | None:

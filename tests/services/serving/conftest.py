@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,9 @@ from perdure.records import Record
 from perdure.registry import Card, Registry
 from perdure.registry.card import EncoderCard
 from perdure.stream import MemoryStream, Stream
+from perdure_services.keys import add_key, issue
 from perdure_services.serving import create_app
+from perdure_services.serving import keyring as keyring_module
 from perdure_services.serving.service import Service
 
 KEYWORDS = {"order": "order", "refund": "refund", "login": "password"}
@@ -162,3 +166,45 @@ def service_of() -> Callable[[TestClient], Service]:
         return service
 
     return find
+
+
+# ── API keys ──
+KEYS_MADE = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Of API keys."""
+    return tmp_path / "keys.json"
+
+
+@pytest.fixture
+def make(file: Path) -> Callable[..., str]:
+    """Adds a key to the file and returns it."""
+
+    def add(name: str = "web", *scopes: Any, **named: Any) -> str:
+        issued = issue(name, scopes or ("predict",), created=KEYS_MADE, **named)
+        add_key(file, issued.key)
+        return issued.text
+
+    return add
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is looked at again with every request."""
+    monkeypatch.setattr(keyring_module, "LOOK_SECONDS", 0.0)
+
+
+@pytest.fixture
+def guarded(
+    registry: Registry, publish: Callable[..., None], serving: Callable[..., TestClient], file: Path
+) -> Callable[..., TestClient]:
+    """Starts an app that asks for keys."""
+    publish(registry, "v1")
+    publish(registry, "v2", parent="v1")
+
+    def start(**settings: Any) -> TestClient:
+        return serving(keys=str(file), **settings)
+
+    return start

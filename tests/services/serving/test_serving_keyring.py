@@ -12,46 +12,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from perdure.errors import SettingError
-from perdure_services.keys import add_key, issue, remove_key
+from perdure_services.keys import issue, remove_key
 from perdure_services.serving import keyring as keyring_module
 from perdure_services.serving.keyring import LOOK_SECONDS, Keyring
 from perdure_services.serving.token_bucket import TokenBucket
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def file(tmp_path):
-    return tmp_path / "keys.json"
-
-
-@pytest.fixture
-def make(file):
-    """Adds a key to the file and returns it."""
-
-    def add(name="web", *scopes, **named):
-        issued = issue(name, scopes or ("predict",), created=NOW, **named)
-        add_key(file, issued.key)
-        return issued.text
-
-    return add
-
-
-@pytest.fixture
-def looked(monkeypatch):
-    """The file is looked at again with every request."""
-    monkeypatch.setattr(keyring_module, "LOOK_SECONDS", 0.0)
-
-
-@pytest.fixture
-def guarded(registry, publish, serving, file):
-    publish(registry, "v1")
-    publish(registry, "v2", parent="v1")
-
-    def start(**settings):
-        return serving(keys=str(file), **settings)
-
-    return start
 
 
 def bearer(text):
