@@ -14,7 +14,7 @@ from contestants.icarl import Icarl
 from contestants.joint import Joint
 from contestants.loop import perdure
 from contestants.replay import DarkExperienceReplay, GreedyDumb
-from contestants.tuned import Sequential
+from contestants.sequential import Sequential
 
 NETWORK = ("rank", "alpha", "learning_rate", "batch", "head_scale")
 EWC = ("ewc", "fisher_decay", "fisher_rows")

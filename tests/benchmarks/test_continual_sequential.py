@@ -17,7 +17,7 @@ from contestants.icarl import Icarl, distilled_targets, icarl_loss
 from contestants.network import Network, steps, train
 from contestants.recipe import Recipe
 from contestants.replay import DarkExperienceReplay, GreedyDumb, der_loss, padded
-from contestants.tuned import Sequential
+from contestants.sequential import Sequential
 from perdure.errors import ModelNotFound
 from perdure.model.encoder import load_encoder
 
