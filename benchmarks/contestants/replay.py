@@ -1,4 +1,4 @@
-"""Contestants that live from a memory: DER++ and GDumb. (Experience replay is `sequential.Sequential` with a memory.)"""
+"""Contestants that live from a memory: DER++ and GDumb. (Replay alone is `sequential.Sequential` with a memory.)"""
 
 from __future__ import annotations
 
