@@ -92,8 +92,12 @@ class Intake:
         quarantined = self.quarantine.forget(subject, until)
         self.turns.forget(subject, until)
         self.split.forget(subject, until)
+        unlearned = deltas
         if self.store.state("evicted_subjects"):
             self.store.set_state(rebuild_due=1)
+            unlearned += 1
+        if unlearned:
+            self.store.add_totals({"unlearned": unlearned})
         return Erased(interactions=interactions, samples=samples, quarantined=quarantined, deltas=deltas)
 
     def _join_run(

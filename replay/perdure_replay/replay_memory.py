@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from perdure.config import Settings
-from perdure.errors import UsageError
+from perdure.errors import SettingError, UsageError
 from perdure.memory import (
     Assembled,
     Delta,
@@ -107,7 +107,21 @@ class ReplayMemory:
             )
 
     def _adopt(self) -> None:
-        """Brings what is kept under the present settings."""
+        """Brings what is kept under the present settings.
+
+        Raises:
+            SettingError: more is to be held out than before.
+        """
+        least, share = self._store.state("holdout_share"), self._settings.holdout_share
+        if least is not None and share > least:
+            raise SettingError(
+                f"memory.holdout_share is {share:g}, but in the memory {self._store.folder} it was {least:g}: "
+                f"what lies between was trained on and is no evidence. Set it to {least:g} or less, or memory.path to a "
+                "new folder"
+            )
+        if least != share:
+            with self._store.transaction():
+                self._store.set_state(holdout_share=share)
         if self._store.state("half_life") != self._settings.half_life_days:
             with self._store.transaction():
                 self._reservoir.rescore()
@@ -157,10 +171,7 @@ class ReplayMemory:
                 "INSERT INTO offsets VALUES (?, ?) ON CONFLICT DO UPDATE SET position = excluded.position",
                 page.next.items(),
             )
-            self._store.write_all(
-                "INSERT INTO totals VALUES (?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
-                [(name, count) for name, count in tally.items() if name in COUNTED],
-            )
+            self._store.add_totals({name: count for name, count in tally.items() if name in COUNTED})
         if tally["erasures"]:
             self._store.checkpoint()
         return IngestCounts(**tally)

@@ -136,7 +136,7 @@ def assemble(shards: Sequence[Shard], intake: Intake) -> Assembled:
     expired = intake.join.prune(name for shard in shards for name in shard.partitions)
     totals["expired"] += expired
     intake.quarantine.prune()
-    store.write_all("INSERT INTO totals VALUES (?, ?)", [item for item in totals.items() if item[0] != "waiting"])
+    store.add_totals({name: count for name, count in totals.items() if name != "waiting"})
     store.write_all(
         """
         UPDATE interactions SET seen = 1, learned = iif(erased, NULL, ?2), fresh = NOT erased AND label IS NOT ?2

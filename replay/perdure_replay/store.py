@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -185,6 +185,12 @@ class Store:
 
     def set_state(self, **values: Any) -> None:
         self.write(f"UPDATE state SET {', '.join(f'{name} = ?' for name in values)}", list(values.values()))
+
+    def add_totals(self, counts: Mapping[str, int]) -> None:
+        """Adds to what was counted since the memory was made."""
+        self.write_all(
+            "INSERT INTO totals VALUES (?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value", counts.items()
+        )
 
     def data_version(self) -> int:
         """Changes when another connection has committed something, and only then."""

@@ -119,7 +119,9 @@ class MemorySettings(Section):
     per_class: Count = 100
     """Samples per label, held-out ones included."""
     holdout_share: Share = 0.2
-    """Share of all pairs of text and label, by a hash, that is the judge's evidence and that no adapter trains on."""
+    """Share of all pairs of text and label, by a hash, that is the judge's evidence and that no adapter trains on.
+
+    A memory's share may be lowered, but not raised again."""
     pending_labels_below: Count = 3
     """Examples that a new label needs before it becomes a class."""
     join_ttl_hours: Positive = 720.0

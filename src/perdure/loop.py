@@ -312,7 +312,9 @@ class Loop:
 
     def _undecided(self) -> tuple[Undecided, Origin | None] | None:
         """The challenger on which the judge could not decide in the last turns, and what goes on from it."""
-        found = undecided_in(self._memory.history(LOOK_BACK), self._registry)
+        found = undecided_in(
+            self._memory.history(LOOK_BACK), self._registry, unlearned=self._memory.counts().totals.unlearned
+        )
         if found is None:
             return None
         try:

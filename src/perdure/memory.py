@@ -45,6 +45,8 @@ class IngestCounts:
     """Interactions or feedback that waited longer than the time limit."""
     quarantined: int = 0
     erasures: int = 0
+    unlearned: int = 0
+    """Labels that erasures took out of the head's statistics, and rebuilds that they made due."""
     lost: int = 0
     """Records that the stream's retention removed before they were read."""
 

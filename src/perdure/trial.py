@@ -97,6 +97,8 @@ class Trial:
         files = candidate.files()
         name = candidate.classifier.version
         artifact = self._artifact(candidate, files, champion)
+        unlearned = self._memory.counts().totals.unlearned
+        before = self._registry.card(champion.version).unlearned if champion else None
         verdict = judge(
             candidate.evidence,
             kind=candidate.kind,
@@ -106,6 +108,7 @@ class Trial:
             # k·(k+1)/2: all looks at one challenger together spend what one look may.
             candidates=CANDIDATES * candidate.looks * (candidate.looks + 1) // 2,
             rolled_back=name in self._registry.rolled_back(),
+            erasure=before is not None and before < unlearned,
         )
         card = Card(
             name=name,
@@ -117,6 +120,8 @@ class Trial:
             labels=candidate.classifier.labels,
             offset=dict(self._memory.offset()),
             memory_digest=self._memory.digest(),
+            # An adapter's version has the champion's frozen head, with all that it knows.
+            unlearned=before if candidate.kind == "lora" and before is not None else unlearned,
             turn=self._state.number,
             seed=self._settings.seed,
             config=self._settings.model_dump(mode="json"),

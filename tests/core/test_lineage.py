@@ -86,3 +86,11 @@ def test_who_steps_in_while_a_turn_is_under_way_is_not_passed_over(registry: Reg
 def test_one_that_is_not_there_any_more_is_not_gone_on_from(registry: Registry) -> None:
     assert undecided_in([turn(2, lora="inconclusive")], registry) is None
     assert undecided_in([], registry) is None
+
+
+def test_an_erasure_since_then_ends_it(registry: Registry) -> None:
+    """What was forgotten must not be trained on for more turns."""
+    registry.write(card("v2-lora"), {"adapter.safetensors": b"a"})
+    history = [turn(2, lora="inconclusive")]
+    assert undecided_in(history, registry, unlearned=0) is not None
+    assert undecided_in(history, registry, unlearned=1) is None

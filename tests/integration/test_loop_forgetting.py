@@ -107,3 +107,33 @@ def test_an_empty_first_turn_with_one_class_names_it(desk, sentences):
     desk.send([(text, "refund") for text in sentences("refund", 5)])
     with pytest.raises(UsageError, match="a first version needs at least two labels with 3 examples"):
         desk.turn()
+
+
+def test_a_head_without_what_was_forgotten_is_served_though_it_be_no_better(desk, sentences):
+    """Nothing else has come, and no margin of 2 points can be proved on so few rows."""
+    desk.teach("refund", "parcel")
+    desk.send([(text, "refund") for text in sentences("login", 6)], name="ann", at=100.0, subject="ann")
+    desk.turn(lora__enabled=False)
+    desk.forget("ann", 1000.0)
+    result = desk.turn(lora__enabled=False, judge__min_rows=1000)
+    assert result.champion == "v000002-head"
+    assert "no longer knows what was asked to be forgotten" in result.candidates[0].sentence
+    assert [desk.registry().card(name).unlearned for name in ("v000001-head", "v000002-head")] == [0, 6]
+    # Once: the next head is held to what every head is.
+    desk.teach("refund", count=4, name="more", at=2000.0, seed=5)
+    assert desk.turn(lora__enabled=False, judge__min_rows=1000).champion == "v000002-head"
+
+
+def test_a_version_with_the_old_head_still_owes_the_erasure(desk, sentences):
+    desk.teach("refund", "parcel")
+    desk.send([(text, "refund") for text in sentences("login", 6)], name="ann", at=100.0, subject="ann")
+    desk.turn(lora__enabled=False)
+    desk.teach("refund", "parcel", name="more", at=200.0, seed=5)
+    result = desk.turn()
+    assert [one.kind for one in result.candidates] == ["head", "lora"]
+    desk.forget("ann", 1000.0)
+    desk.registry().promote(result.candidates[1].version, reason="a person wants it", by="somebody")
+    result = desk.turn(lora__enabled=False, judge__min_rows=1000)
+    assert result.champion == "v000003-head"
+    card = desk.registry().card("v000003-head")
+    assert (card.unlearned, desk.registry().card("v000002-lora").unlearned) == (6, 0)

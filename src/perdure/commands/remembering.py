@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NOT_REACHED = (
-    "the version that serves, until the next one is promoted",
-    "weights that were already trained, until an update replaces them",
+    "the version that serves, until the next turn's head is promoted",
+    "weights of an adapter that were already trained, until an update replaces them",
     "reports of versions already written, until those versions are collected",
 )
 NOT_REACHED_REMOTE = (

@@ -139,6 +139,23 @@ def known_labels_beside_new(comparison: Comparison, margin: float, alpha: float)
     return replace(strict, passed=passed, sentence=sentence)
 
 
+def erasure(comparison: Comparison, margin: float, alpha: float) -> Check:
+    """A head that somebody's data has left is not worse by more than the margin, beyond doubt.
+
+    `value` is the upper bound of candidate − champion on the labels that the champion knows.
+    """
+    said = "it no longer knows what was asked to be forgotten"
+    paired = comparison.paired(comparison.known)
+    if not paired.rows:
+        return Check("erasure", True, None, -margin, 0, f"{said}; there is no row to compare on")
+    bound = paired_difference(paired.gains, paired.losses, paired.rows, alpha)
+    passed = bound.upper >= -margin
+    sentence = f"{said}: {percent(paired.champion)} → {percent(paired.candidate)} (n={paired.rows:,})"
+    if not passed:
+        sentence += f", a loss of more than {percent(margin)} beyond doubt; promote it by hand if it is to go"
+    return Check("erasure", passed, bound.upper, -margin, paired.rows, sentence)
+
+
 def new_labels(comparison: Comparison, settings: JudgeSettings) -> Check:
     """Labels that the champion does not have are recognised; all of them pooled."""
     champion = comparison.evidence.champion

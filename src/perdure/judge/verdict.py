@@ -15,6 +15,9 @@ from perdure.judge.shift import Shift
 
 __all__ = ["Check", "Kind", "Outcome", "Verdict", "judge"]
 
+BROKEN = ("finite", "agreement")
+"""Checks that stop an erasure too."""
+
 Kind = Literal["first", "head", "lora"]
 Outcome = Literal["promote", "keep", "inconclusive"]
 
@@ -47,6 +50,7 @@ def judge(
     shift: Shift | None = None,
     candidates: int = 1,
     rolled_back: bool = False,
+    erasure: bool = False,
 ) -> Verdict:
     """The verdict on one candidate.
 
@@ -65,6 +69,9 @@ def judge(
         shift: of predictions on traffic; None where there was none.
         candidates: how many are compared with this champion on this evidence (Bonferroni's correction).
         rolled_back: this version was taken out of service before.
+        erasure: the champion's head still knows what somebody asked to be forgotten, and the candidate's does not. Then
+            a head that has not earned promotion is promoted all the same, unless it is broken or worse by more than
+            `margin_new_labels` beyond doubt: a person's right is not weighed against evidence that is merely missing.
 
     Raises:
         ValueError: `kind` does not fit the evidence, or there are fewer than one candidates.
@@ -91,7 +98,10 @@ def judge(
     made.append(checks.prediction_shift(shift, settings))
     if settings.judge_latency:
         made.append(checks.latency(artifact, settings))
-    return _verdict(made, needed)
+    verdict = _verdict(made, needed)
+    if kind == "head" and erasure and not rolled_back and verdict.outcome != "promote":
+        return _erasing(comparison, settings, made)
+    return verdict
 
 
 def _against_champion(
@@ -136,6 +146,15 @@ def _verdict(made: list[Check], needed: set[str], *, first: bool = False) -> Ver
         leading = [said[name] for name in ("gain", "new_labels", "known_labels", "up_to_date") if name in said]
         sentence = f"Promote: {_joined(leading)}."
     return Verdict("promote", sentence, tuple(made))
+
+
+def _erasing(comparison: Comparison, settings: JudgeSettings, made: list[Check]) -> Verdict:
+    check = checks.erasure(comparison, settings.margin_new_labels, 1 - settings.confidence)
+    broken = [found for found in made if found.name in BROKEN and found.passed is False]
+    if broken or not check.passed:
+        said = _joined([*broken, check])
+        return Verdict("keep", f"Keep, though an erasure waits for it: {said}.", (check, *made))
+    return Verdict("promote", f"Promote: {check.sentence}.", (check, *made))
 
 
 def _joined(made: list[Check]) -> str:

@@ -32,7 +32,7 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, Safetens
 
 @dataclass(frozen=True, slots=True)
 class AdaptedHead:
-    """The second opinion: a linear head on the adapter's embeddings."""
+    """A linear head on the adapter's embeddings, blended into the frozen head."""
 
     adapter: Adapter
     labels: tuple[str, ...]
@@ -43,7 +43,7 @@ class AdaptedHead:
     share: float
     """Its weight in the mean of logarithms; the frozen head has the rest."""
     sharpness: float = 1.0
-    """The mean of logarithms is multiplied by this: two opinions that agree are surer than each alone."""
+    """The mean of logarithms is multiplied by this: two heads that agree are surer than each alone."""
 
     def logits(self, embeddings: Float) -> Float:
         """n × C of n adapted embeddings (n × d), times the temperature."""

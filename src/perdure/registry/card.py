@@ -72,6 +72,8 @@ class Card(_Part):
     offset: Mapping[str, int] = {}
     """The first stream position that it does not know."""
     memory_digest: str | None = None
+    unlearned: int = 0
+    """What erasures had taken out of its head by then, as memory counts it."""
     turn: int = 0
     seed: int = 0
     config: Mapping[str, Any] = {}

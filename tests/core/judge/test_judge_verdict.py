@@ -343,3 +343,53 @@ def test_kinds_that_do_not_fit_are_refused(evidence: Make, sound: Artifact) -> N
         judge(evidence(SAME, old=None), kind="head", settings=SETTINGS, artifact=sound)
     with pytest.raises(ValueError, match="candidates must be at least 1, got 0"):
         judge(evidence(SAME), kind="head", settings=SETTINGS, artifact=sound, candidates=0)
+
+
+class TestErasure:
+    """The champion still knows what somebody asked to be forgotten."""
+
+    def test_a_head_that_is_no_better_is_promoted_and_says_why(self, evidence: Make, sound: Artifact) -> None:
+        rows = evidence([*SAME, ("a", "a", "b", 3)], confidence=(0.9, 0.8))
+        assert judge(rows, kind="head", settings=SETTINGS, artifact=sound).outcome == "keep"
+        verdict = judge(rows, kind="head", settings=SETTINGS, artifact=sound, erasure=True)
+        assert verdict.outcome == "promote"
+        assert verdict.sentence == ("Promote: it no longer knows what was asked to be forgotten: 100 % → 99 % (n=303).")
+        # What it was found wanting in stays on the page.
+        assert found(verdict, "up_to_date").passed is False
+
+    @pytest.mark.parametrize("rows", [[], [("a", "a", "a", 3)]])
+    def test_too_little_evidence_is_no_reason_to_keep(
+        self, evidence: Make, sound: Artifact, rows: list[tuple[str, str, str, int]]
+    ) -> None:
+        verdict = judge(evidence(rows), kind="head", settings=SETTINGS, artifact=sound, erasure=True)
+        assert verdict.outcome == "promote"
+
+    def test_a_loss_beyond_doubt_keeps_the_champion_and_tells_a_person(self, evidence: Make, sound: Artifact) -> None:
+        rows = evidence([*SAME, ("a", "a", "b", 60)])
+        verdict = judge(rows, kind="head", settings=SETTINGS, artifact=sound, erasure=True)
+        assert verdict.outcome == "keep"
+        assert verdict.sentence.startswith("Keep, though an erasure waits for it: ")
+        assert "promote it by hand" in verdict.sentence
+
+    def test_a_loss_that_may_be_within_the_margin_is_taken(self, evidence: Make, sound: Artifact) -> None:
+        few = evidence([("a", "a", "a", 20), ("a", "a", "b", 2)])
+        assert judge(few, kind="head", settings=SETTINGS, artifact=sound, erasure=True).outcome == "promote"
+
+    def test_what_is_broken_is_never_promoted(self, evidence: Make, sound: Artifact) -> None:
+        for broken in (replace(sound, finite=False), replace(sound, agreement=0.5)):
+            verdict = judge(evidence(SAME), kind="head", settings=SETTINGS, artifact=broken, erasure=True)
+            assert verdict.outcome == "keep"
+
+    def test_what_a_person_took_out_of_service_stays_out(self, evidence: Make, sound: Artifact) -> None:
+        verdict = judge(evidence(SAME), kind="head", settings=SETTINGS, artifact=sound, erasure=True, rolled_back=True)
+        assert verdict.outcome == "keep"
+
+    def test_an_adapter_gains_nothing_by_it(self, evidence: Make, sound: Artifact) -> None:
+        verdict = judge(evidence(SAME), kind="lora", settings=SETTINGS, artifact=sound, erasure=True)
+        assert verdict.outcome == "inconclusive"
+
+    def test_a_head_that_is_better_says_so(self, evidence: Make, sound: Artifact) -> None:
+        rows = evidence(SAME, confidence=(0.8, 0.9))
+        verdict = judge(rows, kind="head", settings=SETTINGS, artifact=sound, erasure=True)
+        assert verdict.outcome == "promote"
+        assert "forgotten" not in verdict.sentence

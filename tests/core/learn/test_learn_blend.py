@@ -19,7 +19,7 @@ SHARES = (0.1, 0.5, 0.9)
 
 
 @dataclasses.dataclass
-class Opinions:
+class Heads:
     """Two heads; the scores of one and the embeddings of the other are made up by the tests."""
 
     champion: AnalyticClassifier
@@ -37,7 +37,7 @@ class Opinions:
 
 
 @pytest.fixture
-def opinions(encoder: Encoder) -> Opinions:
+def heads(encoder: Encoder) -> Heads:
     targets = linear_names(encoder.copy_top())
     modules = dict(encoder.top.named_modules())
     weights = {}
@@ -59,7 +59,7 @@ def opinions(encoder: Encoder) -> Opinions:
         adapted=None,
         batch=8,
     )
-    return Opinions(champion, head)
+    return Heads(champion, head)
 
 
 def says(truth: list[int], sure: float, wrong: Callable[[int], bool]) -> Float:
@@ -72,47 +72,47 @@ TRUTH = [row % 3 for row in range(120)]
 NAMES = [LABELS[column] for column in TRUTH]
 
 
-def test_who_is_right_more_often_counts_more(opinions: Opinions) -> None:
+def test_who_is_right_more_often_counts_more(heads: Heads) -> None:
     chosen = {}
     for frozen, adapted in ((2, 50), (50, 2)):
         scores = says(TRUTH, 4.0, lambda row, every=frozen: row % every == 0)
         logits = says(TRUTH, 1.0, lambda row, every=adapted: row % every == 1)
-        chosen[frozen] = fit_blend(opinions.champion, opinions.adapted, opinions.rows(scores, logits), SHARES).share
+        chosen[frozen] = fit_blend(heads.champion, heads.adapted, heads.rows(scores, logits), SHARES).share
     assert chosen[2] == 0.9
     assert chosen[50] < 0.9
 
 
-def test_opinions_that_err_apart_are_both_heard(opinions: Opinions) -> None:
-    rows = opinions.rows(
+def test_heads_that_err_apart_are_both_heard(heads: Heads) -> None:
+    rows = heads.rows(
         says(TRUTH, 4.0, lambda row: row % 5 == 0),
         says(TRUTH, 1.0, lambda row: row % 5 == 2),
     )
-    head = fit_blend(opinions.champion, opinions.adapted, rows, SHARES)
+    head = fit_blend(heads.champion, heads.adapted, rows, SHARES)
     assert head.share == 0.5
-    blended = opinions.champion.with_adapted("v2", head).combine(rows.scores, rows.embeddings).probabilities
+    blended = heads.champion.with_adapted("v2", head).combine(rows.scores, rows.embeddings).probabilities
     truth = np.asarray(TRUTH)
     given = blended[np.arange(120), truth].mean()
     for share in (0.1, 0.9):
         other = dataclasses.replace(head, share=share)
-        alone = opinions.champion.with_adapted("v2", other).combine(rows.scores, rows.embeddings).probabilities
+        alone = heads.champion.with_adapted("v2", other).combine(rows.scores, rows.embeddings).probabilities
         assert np.log(alone[np.arange(120), truth]).mean() < np.log(blended[np.arange(120), truth]).mean()
     assert 0.5 < given < 1
 
 
-def test_a_label_of_which_few_rows_are_left_counts_as_often_as_it_came(opinions: Opinions) -> None:
+def test_a_label_of_which_few_rows_are_left_counts_as_often_as_it_came(heads: Heads) -> None:
     """The adapted head has forgotten the first label, of which a tenth of the rows is there."""
     kept = np.asarray([TRUTH[row] != 0 or row % 30 == 0 for row in range(120)])
-    rows = opinions.rows(
+    rows = heads.rows(
         says(TRUTH, 4.0, lambda row: TRUTH[row] != 0 and row % 2 == 0),
         says(TRUTH, 1.0, lambda row: TRUTH[row] == 0),
         [10.0 if column == 0 else 1.0 for column in TRUTH],
     ).where(kept)
     alike = dataclasses.replace(rows, weights=np.ones(len(rows)))
-    heard = fit_blend(opinions.champion, opinions.adapted, alike, SHARES).share
-    assert fit_blend(opinions.champion, opinions.adapted, rows, SHARES).share < heard
+    heard = fit_blend(heads.champion, heads.adapted, alike, SHARES).share
+    assert fit_blend(heads.champion, heads.adapted, rows, SHARES).share < heard
 
 
-def test_what_is_not_proved_to_be_better_counts_less(opinions: Opinions) -> None:
+def test_what_is_not_proved_to_be_better_counts_less(heads: Heads) -> None:
     """Both err on one row of forty, on others: a larger share is better, but on so few rows by less than its error."""
     shares = (0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -122,45 +122,45 @@ def test_what_is_not_proved_to_be_better_counts_less(opinions: Opinions) -> None
         tiled = [np.tile(part, (1 if count < 120 else 30, 1)) for part in (scores, logits)]
         rows = Unseen(
             tiled[0],
-            opinions.embeddings(tiled[1]),
+            heads.embeddings(tiled[1]),
             tuple(NAMES[:count]) * (len(tiled[0]) // count),
             np.ones(len(tiled[0])),
         )
-        return fit_blend(opinions.champion, opinions.adapted, rows, shares).share
+        return fit_blend(heads.champion, heads.adapted, rows, shares).share
 
     assert chosen(40) < chosen(120) == 0.5
 
 
-def test_rows_do_not_choose_how_they_are_answered(opinions: Opinions) -> None:
+def test_rows_do_not_choose_how_they_are_answered(heads: Heads) -> None:
     """Even rows say that the frozen head errs, odd ones that the adapted one does: each half is misled by the other."""
-    rows = opinions.rows(
+    rows = heads.rows(
         says(TRUTH, 4.0, lambda row: row % 4 == 0),
         says(TRUTH, 1.0, lambda row: row % 4 == 1),
     )
-    unseen = unseen_blend(opinions.champion, opinions.adapted, rows, SHARES)
+    unseen = unseen_blend(heads.champion, heads.adapted, rows, SHARES)
     even = rows.where(np.arange(120) % 2 == 0)
-    seen = fit_blend(opinions.champion, opinions.adapted, even, SHARES)
-    own = opinions.champion.with_adapted("v2", seen).combine(even.scores, even.embeddings).probabilities
+    seen = fit_blend(heads.champion, heads.adapted, even, SHARES)
+    own = heads.champion.with_adapted("v2", seen).combine(even.scores, even.embeddings).probabilities
     truth = np.asarray(TRUTH)
     right = unseen.probabilities.argmax(axis=1) == truth
     assert (own.argmax(axis=1) == truth[::2]).mean() > 0.95
     assert right.mean() < 0.6
 
 
-def test_a_few_rows_are_not_split(opinions: Opinions) -> None:
+def test_a_few_rows_are_not_split(heads: Heads) -> None:
     few = HALVES_FROM - 1
-    rows = opinions.rows(
+    rows = heads.rows(
         says(TRUTH[:few], 4.0, lambda row: row % 4 == 0),
         says(TRUTH[:few], 1.0, lambda row: row % 4 == 1),
     )
-    unseen = unseen_blend(opinions.champion, opinions.adapted, rows, SHARES)
-    head = fit_blend(opinions.champion, opinions.adapted, rows, SHARES)
-    whole = opinions.champion.with_adapted("v2", head).combine(rows.scores, rows.embeddings)
+    unseen = unseen_blend(heads.champion, heads.adapted, rows, SHARES)
+    head = fit_blend(heads.champion, heads.adapted, rows, SHARES)
+    whole = heads.champion.with_adapted("v2", head).combine(rows.scores, rows.embeddings)
     assert np.array_equal(unseen.probabilities, whole.probabilities)
 
 
-def test_without_rows_the_scale_of_training_stays(opinions: Opinions) -> None:
-    nothing = opinions.rows(np.zeros((0, 3), dtype=np.float32), np.zeros((0, 3), dtype=np.float32))
-    head = fit_blend(opinions.champion, opinions.adapted, nothing, SHARES)
+def test_without_rows_the_scale_of_training_stays(heads: Heads) -> None:
+    nothing = heads.rows(np.zeros((0, 3), dtype=np.float32), np.zeros((0, 3), dtype=np.float32))
+    head = fit_blend(heads.champion, heads.adapted, nothing, SHARES)
     assert (head.temperature, head.sharpness) == (1.0, 1.0)
-    assert unseen_blend(opinions.champion, opinions.adapted, nothing, SHARES).probabilities.shape == (0, 3)
+    assert unseen_blend(heads.champion, heads.adapted, nothing, SHARES).probabilities.shape == (0, 3)

@@ -81,7 +81,7 @@ def write(classifier: AnalyticClassifier, folder: Path) -> None:
         (folder / name).write_bytes(data)
 
 
-# ── two opinions ──
+# ── two heads ──
 def test_without_an_adapter_the_head_speaks_alone(make: Make) -> None:
     classifier = make()
     scores = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
