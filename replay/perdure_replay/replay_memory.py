@@ -116,8 +116,8 @@ class ReplayMemory:
         if least is not None and share > least:
             raise SettingError(
                 f"memory.holdout_share is {share:g}, but in the memory {self._store.folder} it was {least:g}: "
-                f"what lies between was trained on and is no evidence. Set it to {least:g} or less, or memory.path to a "
-                "new folder"
+                f"what lies between was trained on and is no evidence. Set it to {least:g} or less, or memory.path "
+                "to a new folder"
             )
         if least != share:
             with self._store.transaction():
