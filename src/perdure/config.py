@@ -154,6 +154,9 @@ class ModelSettings(Section):
     """Texts embedded at once."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of this process; 0 leaves the choice to torch."""
+    export: Literal["auto", "int8", "float32", "off"] = "auto"
+    """What a version is exported to, for serving without torch. `auto` takes 8-bit integers where they answer like the
+    version itself, else float32; `off` leaves it to torch."""
     features: Annotated[int, Field(ge=64, le=32768, multiple_of=2)] = 8192
     """Random Fourier features D of the analytic head; its statistics take 4·D² bytes."""
     bandwidth: Positive = 1.4
@@ -264,6 +267,8 @@ class ServingSettings(Section):
     """Address to listen at; the default is this machine only."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen at; 0 takes a free one."""
+    engine: Literal["auto", "onnx", "torch"] = "auto"
+    """What runs the model: ONNX Runtime where a version was exported (`model.export`), else torch; or one of both."""
     max_batch: Count = 32
     """Most texts answered in one forward pass."""
     max_queue: Count = 1024

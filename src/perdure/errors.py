@@ -64,6 +64,10 @@ class ModelNotFound(UsageError):
     """An encoder that is neither a folder, nor packaged, nor in the local cache."""
 
 
+class ExportError(UsageError):
+    """An encoder that cannot be made into a graph."""
+
+
 class RecordError(PerdureError, ValueError):
     """A record cannot be read."""
 

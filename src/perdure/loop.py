@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from perdure.artifact import Artifacts
 from perdure.config import Settings
 from perdure.errors import StalePromotion, TooFewLabels, VersionDamaged, VersionNotFound
 from perdure.inflow import inflow_of
@@ -84,6 +85,7 @@ class Loop:
         self._encoder = shared_encoder(settings.model.name, settings.model.max_tokens, settings.lora.layers)
         self._head = HeadLearner(self._encoder, settings)
         self._absorber = Absorber(self._encoder, self._head, settings, self._stage)
+        self._artifacts = Artifacts(settings)
         self._challenger = Challenger(self._encoder, settings, progress)
 
     def turn(self) -> TurnResult:
@@ -191,7 +193,7 @@ class Loop:
         if champion is not None:
             self._remember(champion, material)
         self._stage("gate")
-        trial = Trial(self._settings, self._registry, self._memory, state)
+        trial = Trial(self._settings, self._registry, self._memory, state, self._artifacts)
         drift = trial.drift(material, champion)
         scores = neighbours = None
         if champion is not None and rows:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from perdure.artifact import Artifacts
 from perdure.config import Settings
 from perdure.judge.artifact import Artifact
 from perdure.judge.drift import DriftInput, DriftSummary, drift_report
@@ -21,15 +21,10 @@ from perdure.learn.candidate import Candidate
 from perdure.learn.gate import Gated
 from perdure.learn.material import Encodings, Material
 from perdure.memory import Memory, Quarantined, TurnState
-from perdure.model.classifier import AnalyticClassifier, load_classifier
+from perdure.model.base import Scores
+from perdure.model.classifier import AnalyticClassifier
 from perdure.registry import Card, Registry
 from perdure.registry.card import EncoderCard
-
-LATENCY_TEXTS = 20
-"""Single texts that latency is measured on; the median of them counts."""
-
-AGREEMENT_TEXTS = 100
-"""Most texts that the artifact, read back, is asked about."""
 
 SHIFT_ROWS = 500
 """Most rows of traffic that predictions of champion and candidate are compared on."""
@@ -49,10 +44,14 @@ class Trial:
         registry: where candidates are written, whatever the verdict.
         memory: for counts, and for what goes into quarantine.
         state: the turn.
+        artifacts: makes the files that are judged.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, memory: Memory, state: TurnState) -> None:
+    def __init__(
+        self, settings: Settings, registry: Registry, memory: Memory, state: TurnState, artifacts: Artifacts
+    ) -> None:
         self._settings = settings
+        self._artifacts = artifacts
         self._registry = registry
         self._memory = memory
         self._state = state
@@ -94,11 +93,15 @@ class Trial:
             champion: what it is compared with.
             cache: a local folder for versions.
         """
-        files = candidate.files()
         name = candidate.classifier.version
-        artifact = self._artifact(candidate, files, champion)
+        made = self._artifacts.make(
+            candidate,
+            lambda texts: _answers(candidate, champion, material, texts),
+            (champion.version, self._registry.fetch(champion.version, cache)) if champion else None,
+        )
+        artifact = made.artifact
         unlearned = self._memory.counts().totals.unlearned
-        before = self._registry.card(champion.version).unlearned if champion else None
+        known = self._registry.card(champion.version).unlearned if champion else None
         verdict = judge(
             candidate.evidence,
             kind=candidate.kind,
@@ -108,7 +111,7 @@ class Trial:
             # k·(k+1)/2: all looks at one challenger together spend what one look may.
             candidates=CANDIDATES * candidate.looks * (candidate.looks + 1) // 2,
             rolled_back=name in self._registry.rolled_back(),
-            erasure=before is not None and before < unlearned,
+            erasure=known is not None and known < unlearned,
         )
         card = Card(
             name=name,
@@ -121,47 +124,22 @@ class Trial:
             offset=dict(self._memory.offset()),
             memory_digest=self._memory.digest(),
             # An adapter's version has the champion's frozen head, with all that it knows.
-            unlearned=before if candidate.kind == "lora" and before is not None else unlearned,
+            unlearned=known if candidate.kind == "lora" and known is not None else unlearned,
             turn=self._state.number,
             seed=self._settings.seed,
             config=self._settings.model_dump(mode="json"),
-            notes=candidate.notes,
+            notes=(*candidate.notes, *made.notes),
             metrics={
                 **candidate.metrics,
                 "looks": float(candidate.looks),
+                "agreement": artifact.agreement,
                 **_accuracies(candidate),
                 **_latencies(artifact),
             },
             verdict=verdict.to_json(),
         )
-        return self._registry.write(card, {**files, **self._drift_files, **self._report(candidate, material, verdict)})
-
-    def _artifact(
-        self, candidate: Candidate, files: Mapping[str, bytes], champion: AnalyticClassifier | None
-    ) -> Artifact:
-        texts = candidate.evidence.texts[:AGREEMENT_TEXTS]
-        with tempfile.TemporaryDirectory(prefix="perdure-candidate-") as folder:
-            for name, data in files.items():
-                (Path(folder) / name).write_bytes(data)
-            read_back = load_classifier(
-                Path(folder),
-                candidate.classifier.version,
-                batch=self._settings.model.batch,
-                encoder=self._settings.model.name,
-            )
-        said = read_back.scores(texts) if texts else None
-        agreement = 1.0
-        if said is not None:
-            agreement = float(
-                np.mean(np.asarray(said.names()) == np.asarray(candidate.classifier.scores(texts).names()))
-            )
-        timed = self._settings.judge.judge_latency and bool(texts)
-        return Artifact(
-            finite=read_back.finite(),
-            agreement=agreement,
-            seconds_per_text=_seconds(read_back, texts) if timed else None,
-            champion_seconds_per_text=_seconds(champion, texts) if timed and champion else None,
-        )
+        files = {**made.files, **self._drift_files, **self._report(candidate, material, verdict)}
+        return self._registry.write(card, files, made.shared)
 
     def _report(self, candidate: Candidate, material: Material, verdict: Verdict) -> dict[str, bytes]:
         counts = self._memory.counts()
@@ -218,22 +196,19 @@ def _shift(candidate: Candidate, material: Material, champion: AnalyticClassifie
         return None
     rows = material.rows[:SHIFT_ROWS]
     texts = [row.text for row in rows]
-    encoded = material.encodings(texts)
-    before = champion.answer(encoded)
-    same_space = candidate.classifier.space == champion.space
-    after = candidate.classifier.answer(encoded if same_space else candidate.classifier.encode(texts))
+    before = champion.answer(material.encodings(texts))
+    after = _answers(candidate, champion, material, texts)
     return prediction_shift(before, after, [row.label for row in rows])
 
 
-def _seconds(classifier: AnalyticClassifier, texts: Sequence[str]) -> float:
-    """Median seconds for one text alone."""
-    classifier.scores(texts[:1])
-    taken = []
-    for text in texts[:LATENCY_TEXTS]:
-        start = time.perf_counter()
-        classifier.scores([text])
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken))
+def _answers(
+    candidate: Candidate, champion: AnalyticClassifier | None, material: Material, texts: Sequence[str]
+) -> Scores:
+    """What the candidate in memory says; in the champion's space nothing is encoded twice."""
+    classifier = candidate.classifier
+    if classifier.adapted is None if champion is None else classifier.space == champion.space:
+        return classifier.answer(material.encodings(texts))
+    return classifier.scores(texts)
 
 
 def _accuracies(candidate: Candidate) -> dict[str, float]:

@@ -47,7 +47,13 @@ def some(source: Path, target: Path, each: int) -> Path:
 
 def test_new_intents_are_learned_and_old_ones_kept(clinc, tmp_path):
     settings = Settings().with_values(
-        {"model.features": 1024, "lora.enabled": False, "memory.per_class": 10, "judge.drift_min_rows": 100_000}
+        {
+            "model.features": 1024,
+            "model.export": "off",
+            "lora.enabled": False,
+            "memory.per_class": 10,
+            "judge.drift_min_rows": 100_000,
+        }
     )
     result = run_backtest(
         some(clinc / "stream_10x15.jsonl", tmp_path / "stream.jsonl", EACH),

@@ -73,11 +73,17 @@ def loader(settings: Settings, registry: Registry) -> Callable[[str], Classifier
     encoder = settings.model.name if settings.model.name != ModelSettings().name else None
 
     def load(version: str) -> Classifier:
-        # Imported here: torch takes seconds, and `--help` must not.
-        from perdure.model.classifier import load_classifier
+        # Imported here: what runs a model takes a second, and `--help` must not.
+        from perdure.engine.load import load_version
 
-        folder = registry.fetch(version, CACHE)
-        return load_classifier(folder, version, batch=settings.model.batch, encoder=encoder)
+        return load_version(
+            registry.fetch(version, CACHE),
+            version,
+            batch=settings.model.batch,
+            threads=settings.model.threads,
+            engine=settings.serving.engine,
+            encoder=encoder,
+        )
 
     return load
 
@@ -93,10 +99,6 @@ def _serve(settings: Settings) -> None:
     check_exposure(serving.host, serving)
     for warning in warnings(serving.host, serving):
         typer.echo(f"Warning: {warning}", err=True)
-    if settings.model.threads:
-        import torch
-
-        torch.set_num_threads(settings.model.threads)
     registry = Registry(settings.registry.url)
     load = loader(settings, registry)
     with (

@@ -104,6 +104,10 @@ class Adapter:
                     raise VersionDamaged(f"the adapter's factors for {name!r} are {found}, not {wanted}")
                 layer.weight += (shape.scale * (up @ down)).to(layer.weight.device)
 
+    def layers(self) -> nn.ModuleList:
+        """The layers above the cut with the adapter merged in."""
+        return self._top
+
     @torch.no_grad()
     def embed(self, cut: Cut) -> Tensor:
         """Adapted embeddings of n texts: n × d, each of length 1."""

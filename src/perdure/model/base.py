@@ -61,3 +61,7 @@ class Classifier(ABC):
     @abstractmethod
     def scores(self, texts: Sequence[str]) -> Scores:
         """Probabilities for `texts` (at least one). The answer for a text depends on that text alone."""
+
+    def finite(self) -> bool:
+        """Whether all weights are finite numbers; so they are where there are none to look at."""
+        return True

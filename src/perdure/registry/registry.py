@@ -50,15 +50,17 @@ class Registry:
         self._log = PromotionLog(store)
 
     # ── versions ──
-    def write(self, card: Card, files: Mapping[str, bytes]) -> Card:
+    def write(self, card: Card, files: Mapping[str, bytes], shared: Mapping[str, bytes] | None = None) -> Card:
         """Writes `files`, then the card with their hashes; returns the card that stands there.
+
+        Those in `shared`, which other versions have too, are stored once for all of them.
 
         Writing the same files under the same name again changes nothing.
 
         Raises:
             RegistryError: a version of that name has other files; a file's name cannot be used.
         """
-        return self._versions.write(card, files)
+        return self._versions.write(card, files, shared or {})
 
     def card(self, name: str) -> Card:
         """The card of a version.
@@ -186,6 +188,7 @@ class Registry:
         for name in deleted:
             self._versions.delete(name)
         self._versions.delete_leftovers()
+        self._versions.delete_unshared()
         return deleted
 
     def _next_entry(self, version: str, number: int | None, *, reason: str, by: str) -> Promotion:

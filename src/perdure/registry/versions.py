@@ -7,7 +7,8 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,18 +20,24 @@ log = logging.getLogger(__name__)
 
 FOLDER = "versions"
 
+SHARED = "shared"
+"""Files that several versions have, each under its hash."""
+
+SHARED_CACHE = ".shared"
+"""The same in a cache; no version's name begins with a dot."""
+
 LEFTOVER_SECONDS = 86_400
 """Files without a card are taken for work in progress until the youngest of them is older than this."""
 
 
 class Versions:
-    """What is under `versions/` in a store."""
+    """What is under `versions/` and `shared/` in a store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def write(self, card: Card, files: Mapping[str, bytes]) -> Card:
-        """Writes `files`, then the card with their hashes; returns that card.
+    def write(self, card: Card, files: Mapping[str, bytes], shared: Mapping[str, bytes]) -> Card:
+        """Writes `files` and `shared`, then the card with their hashes; returns that card.
 
         Writing the same files under the same name again changes nothing and returns the card that is there, so that
         a writer that was killed can start over. One writer at a time works on a name; that is the trainer's lease.
@@ -38,18 +45,24 @@ class Versions:
         Raises:
             RegistryError: a version of that name has other files; a file's name cannot be used.
         """
-        for name in files:
+        for name in (*files, *shared):
             if not is_file_name(name):
                 raise RegistryError(
                     f"{name!r} cannot name a file of version {card.name}: use A-Z a-z 0-9 . _ - in parts joined by /, "
                     f"no dot in front of a part, and not {CARD}"
                 )
-        sealed = card.model_copy(update={"files": {name: FileCard.of(data) for name, data in sorted(files.items())}})
+        cards = {name: FileCard.of(data) for name, data in files.items()}
+        cards |= {name: FileCard.of(data, shared=True) for name, data in shared.items()}
+        sealed = card.model_copy(update={"files": dict(sorted(cards.items()))})
         there = self._find(card.name)
         if there is not None:
             return self._same(there, sealed)
         for name, data in files.items():
             self._store.put(_path(card.name, name), data)
+        for name, data in shared.items():
+            path = _place(card.name, name, cards[name])
+            if self._store.size(path) != len(data):
+                self._store.put(path, data)
         if self._store.create(_path(card.name, CARD), sealed.encode()):
             return sealed
         return self._same(self.card(card.name), sealed)
@@ -82,7 +95,7 @@ class Versions:
             VersionDamaged: one is not.
         """
         for name, wanted in card.files.items():
-            size = self._store.size(_path(card.name, name))
+            size = self._store.size(_place(card.name, name, wanted))
             if size is None:
                 raise _missing(card.name, name, wanted)
             if size != wanted.size:
@@ -148,6 +161,28 @@ class Versions:
             self._store.delete_folder(f"{FOLDER}/{name}")
         return old
 
+    def delete_unshared(self) -> tuple[str, ...]:
+        """Removes shared files that no version has any more and that nobody may be about to use; returns their hashes.
+
+        Nothing is removed while a card cannot be read: what it names is not known.
+        """
+        old = {
+            item.path.split("/")[-1]
+            for item in self._store.items(SHARED)
+            if (datetime.now(UTC) - item.modified).total_seconds() > LEFTOVER_SECONDS
+        }
+        if not old:
+            return ()
+        try:
+            cards = [self.card(name) for name in self.names()]
+        except RegistryError as error:
+            log.warning("shared files stay: %s", error)
+            return ()
+        old -= {wanted.sha256 for card in cards for wanted in card.files.values() if wanted.shared}
+        for digest in old:
+            self._store.delete(f"{SHARED}/{digest}")
+        return tuple(sorted(old))
+
     def _find(self, name: str) -> Card | None:
         data = self._store.get(_path(name, CARD)) if is_version_name(name) else None
         return None if data is None else Card.decode(name, data)
@@ -164,11 +199,11 @@ class Versions:
         )
 
     def _verified(self, name: str, file: str, wanted: FileCard) -> bytes:
-        data = self._store.get(_path(name, file))
+        data = self._store.get(_place(name, file, wanted))
         if data is None:
             raise _missing(name, file, wanted)
-        found = FileCard.of(data)
-        if found != wanted:
+        if not wanted.describes(data):
+            found = FileCard.of(data)
             raise VersionDamaged(
                 f"{file} of version {name} is altered: its sha256 is {found.sha256} ({found.size} bytes), but "
                 f"{wanted.sha256} ({wanted.size} bytes) was written. Restore it, or promote another version"
@@ -180,16 +215,29 @@ class Versions:
         _remove_strangers(folder, {*card.files, CARD})
         for name, wanted in card.files.items():
             target = folder / name
-            if target.is_file():
-                if FileCard.of(target.read_bytes()) == wanted:
-                    continue
-                log.warning("%s is damaged: reading it from the registry afresh", target)
-            _replace(target, self._verified(card.name, name, wanted), folder.parent)
+            if wanted.shared:
+                kept = folder.parent / SHARED_CACHE / wanted.sha256
+                self._bring(kept, folder.parent, card.name, name, wanted)
+                _link(target, kept, folder.parent)
+            else:
+                self._bring(target, folder.parent, card.name, name, wanted)
         _replace(folder / CARD, card.encode(), folder.parent)
+
+    def _bring(self, target: Path, cache: Path, version: str, name: str, wanted: FileCard) -> None:
+        """Puts a file into the cache, unless it lies there whole."""
+        if target.is_file():
+            if wanted.describes(target.read_bytes()):
+                return
+            log.warning("%s is damaged: reading it from the registry afresh", target)
+        _replace(target, self._verified(version, name, wanted), cache)
 
 
 def _path(version: str, file: str) -> str:
     return f"{FOLDER}/{version}/{file}"
+
+
+def _place(version: str, file: str, wanted: FileCard) -> str:
+    return f"{SHARED}/{wanted.sha256}" if wanted.shared else _path(version, file)
 
 
 def _missing(name: str, file: str, wanted: FileCard) -> VersionDamaged:
@@ -207,12 +255,31 @@ def _remove_strangers(folder: Path, known: set[str]) -> None:
 
 def _replace(target: Path, data: bytes, incoming: Path) -> None:
     """Puts `data` in place in one step: another process may be reading the same cache."""
+    with _arriving(target, incoming) as part:
+        part.write_bytes(data)
+
+
+def _link(target: Path, source: Path, incoming: Path) -> None:
+    """Gives `source`, which is whole, the name `target` too."""
+    if target.is_file() and target.samefile(source):
+        return
+    with _arriving(target, incoming) as part:
+        try:
+            part.hardlink_to(source)
+        except OSError:
+            # A file system without links.
+            shutil.copyfile(source, part)
+
+
+@contextmanager
+def _arriving(target: Path, incoming: Path) -> Iterator[Path]:
+    """Where to write what then takes the place of `target` in one step."""
     if target.is_dir() and not target.is_symlink():
         shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = incoming / f".incoming-{uuid.uuid4().hex}"
     try:
-        part.write_bytes(data)
+        yield part
         os.replace(part, target)  # noqa: PTH105
     finally:
         part.unlink(missing_ok=True)

@@ -16,10 +16,11 @@ from perdure.learn.leverage import LEVERAGE_FILE, unseen_scores
 from perdure.learn.material import Encodings, Labelled, Material
 from perdure.memory import Delta
 from perdure.model.adapter import Adapter, AdapterShape, linear_names
-from perdure.model.classifier import HEAD_FILE, MODEL_FILE, AdaptedHead, AnalyticClassifier
+from perdure.model.classifier import AdaptedHead, AnalyticClassifier
 from perdure.model.encoder import Encoder
 from perdure.model.features import RandomFeatures
 from perdure.model.head import Solution, Statistics, leave_one_out, solve
+from perdure.model.layout import HEAD_FILE, MODEL_FILE
 from perdure.records import Float, is_held_out, sample_key
 
 LABELS = ("card", "login", "parcel")

@@ -19,9 +19,10 @@ from perdure.learn.leverage import LEVERAGE_FILE, Leverage, unseen_scores
 from perdure.learn.lora import HEAD, LoraLearner, Origin, TrainingSet, Update
 from perdure.learn.material import Encodings, Labelled, Material
 from perdure.memory import Delta
-from perdure.model.classifier import ADAPTER_FILE, HEAD_FILE, MODEL_FILE, AnalyticClassifier, load_classifier
+from perdure.model.classifier import AnalyticClassifier, load_classifier
 from perdure.model.encoder import Encoder, load_encoder
 from perdure.model.head import Statistics
+from perdure.model.layout import ADAPTER_FILE, HEAD_FILE, MODEL_FILE
 from perdure.records import Sample, is_held_out, sample_key
 
 LABELS = ("card", "login", "parcel")

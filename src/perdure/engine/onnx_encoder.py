@@ -1,0 +1,111 @@
+"""The encoder and an adapter's layers, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from perdure.errors import VersionDamaged
+from perdure.model.layout import ADAPTER_GRAPH, ENCODER_GRAPH, TOKENIZER
+from perdure.model.tokens import cut_middle
+from perdure.records import Float, whole_characters
+
+ERRORS_ONLY = 3
+"""ONNX Runtime's level of logging."""
+
+LEAST_LENGTH = 2
+"""The graphs take no sequence of one token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """What the encoder says of n texts."""
+
+    features: Float
+    """Frozen features, n × inputs."""
+    adapted: Float | None
+    """Adapted embeddings, n × d; None without an adapter."""
+
+
+class OnnxEncoder:
+    """Texts to vectors, in batches of texts of similar length.
+
+    Args:
+        folder: has `encoder.onnx`, `tokenizer.json` and, with an adapter, `adapter.onnx`.
+        adapted: there is an adapter.
+        max_tokens: longer texts are cut in the middle.
+        pad: token id that fills shorter rows.
+        batch: texts in one pass.
+        threads: of ONNX Runtime in one pass; 0 for as many as there are cores.
+
+    Raises:
+        VersionDamaged: a file cannot be read.
+    """
+
+    def __init__(self, folder: Path, *, adapted: bool, max_tokens: int, pad: int, batch: int, threads: int) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        except Exception as error:
+            raise VersionDamaged(f"{folder / TOKENIZER} is no tokenizer: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._frozen = _session(folder / ENCODER_GRAPH, threads)
+        self._adapted = _session(folder / ADAPTER_GRAPH, threads) if adapted else None
+        self._max_tokens = max_tokens
+        self._pad = pad
+        self._batch = batch
+
+    def __call__(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of n texts, at least one."""
+        encoded = self._tokenizer.encode_batch_fast([whole_characters(text) for text in texts])
+        tokens = [cut_middle(one.ids, self._max_tokens) for one in encoded]
+        order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
+        features: Float | None = None
+        adapted: Float | None = None
+        for start in range(0, len(order), self._batch):
+            rows = order[start : start + self._batch]
+            part = self._run([tokens[row] for row in rows])
+            if features is None:
+                features = np.empty((len(texts), part.features.shape[1]), dtype=np.float32)
+            features[rows] = part.features
+            if part.adapted is not None:
+                if adapted is None:
+                    adapted = np.empty((len(texts), part.adapted.shape[1]), dtype=np.float32)
+                adapted[rows] = part.adapted
+        assert features is not None
+        return Vectors(features, adapted)
+
+    def _run(self, tokens: Sequence[Sequence[int]]) -> Vectors:
+        length = max(LEAST_LENGTH, *(len(ids) for ids in tokens))
+        ids = np.full((len(tokens), length), self._pad, dtype=np.int64)
+        mask = np.zeros((len(tokens), length), dtype=np.int64)
+        for row, sequence in enumerate(tokens):
+            ids[row, : len(sequence)] = sequence
+            mask[row, : len(sequence)] = 1
+        inputs: dict[str, NDArray[Any]] = {"input_ids": ids, "attention_mask": mask}
+        if self._adapted is None:
+            (features,) = self._frozen.run(["features"], inputs)
+            return Vectors(features, None)
+        features, hidden = self._frozen.run(["features", "hidden"], inputs)
+        (embedding,) = self._adapted.run(["embedding"], {"hidden": hidden, "attention_mask": mask})
+        return Vectors(features, embedding)
+
+
+def _session(file: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = ERRORS_ONLY
+    # Threads that spin while they wait would take the cores from whatever else answers requests.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise VersionDamaged(f"{file} is no graph that can be run: {error}") from error

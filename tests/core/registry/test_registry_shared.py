@@ -1,0 +1,106 @@
+"""Files that versions have in common stand once."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from perdure.errors import RegistryError, VersionDamaged
+from perdure.registry import Card, EncoderCard, Registry
+from perdure.registry.card import FileCard
+from perdure.registry.versions import LEFTOVER_SECONDS
+
+GRAPH = b"a large graph" * 1000
+
+
+def card(name: str) -> Card:
+    return Card(name=name, kind="head", encoder=EncoderCard(name="mini", fingerprint="f00"), labels=("a", "b"))
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(str(tmp_path / "registry"))
+
+
+def age(tmp_path: Path) -> None:
+    """Makes all shared files too old to be anybody's work."""
+    long_ago = time.time() - LEFTOVER_SECONDS - 60
+    for file in (tmp_path / "registry" / "shared").iterdir():
+        os.utime(file, (long_ago, long_ago))
+
+
+def shared(tmp_path: Path) -> list[str]:
+    return sorted(file.name for file in (tmp_path / "registry" / "shared").iterdir())
+
+
+def test_one_file_serves_many_versions(registry: Registry, tmp_path: Path) -> None:
+    for name in ("v1", "v2"):
+        registry.write(card(name), {"head": name.encode()}, {"graph": GRAPH})
+    assert shared(tmp_path) == [FileCard.of(GRAPH).sha256]
+    assert not (tmp_path / "registry" / "versions" / "v1" / "graph").exists()
+    assert registry.read("v2", "graph") == GRAPH
+    folders = [registry.fetch(name, tmp_path / "cache") for name in ("v1", "v2")]
+    assert [(folder / "graph").read_bytes() for folder in folders] == [GRAPH, GRAPH]
+    assert (folders[0] / "graph").samefile(folders[1] / "graph")
+    assert sorted(path.name for path in folders[0].iterdir()) == ["card.json", "graph", "head"]
+
+
+def test_writing_again_changes_nothing_and_other_content_is_refused(registry: Registry) -> None:
+    first = registry.write(card("v1"), {"head": b"h"}, {"graph": GRAPH})
+    assert registry.write(card("v1"), {"head": b"h"}, {"graph": GRAPH}).files == first.files
+    with pytest.raises(RegistryError, match="other content"):
+        registry.write(card("v1"), {"head": b"h"}, {"graph": GRAPH + b"!"})
+    with pytest.raises(RegistryError, match="cannot name a file"):
+        registry.write(card("v2"), {}, {"../graph": GRAPH})
+
+
+def test_a_damaged_one_is_noticed_and_made_whole(registry: Registry, tmp_path: Path) -> None:
+    registry.write(card("v1"), {}, {"graph": GRAPH})
+    folder = registry.fetch("v1", tmp_path / "cache")
+    (folder / "graph").write_bytes(b"damaged in the cache")
+    assert (registry.fetch("v1", tmp_path / "cache") / "graph").read_bytes() == GRAPH
+    (tmp_path / "registry" / "shared" / FileCard.of(GRAPH).sha256).write_bytes(b"x" * len(GRAPH))
+    with pytest.raises(VersionDamaged, match="graph of version v1 is altered"):
+        registry.read("v1", "graph")
+    (tmp_path / "registry" / "shared" / FileCard.of(GRAPH).sha256).unlink()
+    with pytest.raises(VersionDamaged, match="graph of version v1 is missing"):
+        registry.promote("v1", reason="try", by="somebody")
+
+
+def test_it_goes_with_the_last_version_that_has_it(registry: Registry, tmp_path: Path) -> None:
+    registry.write(card("v1"), {}, {"graph": GRAPH})
+    registry.write(card("v2"), {}, {"graph": GRAPH})
+    registry.write(card("v3"), {}, {"graph": b"another"})
+    age(tmp_path)
+    assert registry.collect(2) == ("v1",)
+    assert len(shared(tmp_path)) == 2
+    assert registry.collect(1) == ("v2",)
+    assert shared(tmp_path) == [FileCard.of(b"another").sha256]
+
+
+def test_what_somebody_may_be_about_to_use_stays(registry: Registry, tmp_path: Path) -> None:
+    registry.write(card("v1"), {}, {"graph": GRAPH})
+    registry.write(card("v2"), {}, {"graph": b"another"})
+    # Young: its writer may not have come to the card yet.
+    registry.collect(1)
+    assert len(shared(tmp_path)) == 2
+    # Nobody knows what a card that cannot be read names.
+    age(tmp_path)
+    (tmp_path / "registry" / "versions" / "v2" / "card.json").write_text("{}")
+    registry.collect(1)
+    assert len(shared(tmp_path)) == 2
+
+
+def test_a_cache_on_a_file_system_without_links(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*paths: Path) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    registry.write(card("v1"), {}, {"graph": GRAPH})
+    assert (registry.fetch("v1", tmp_path / "cache") / "graph").read_bytes() == GRAPH
+    assert (registry.fetch("v1", tmp_path / "cache") / "graph").read_bytes() == GRAPH
