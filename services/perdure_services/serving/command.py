@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from threadpoolctl import threadpool_limits
 
 from perdure.config import ModelSettings, Settings, load_settings
 from perdure.errors import PerdureError, UsageError
@@ -100,6 +101,8 @@ def _serve(settings: Settings) -> None:
     for warning in warnings(serving.host, serving):
         typer.echo(f"Warning: {warning}", err=True)
     registry = Registry(settings.registry.url)
+    # The heads' products are small: threads for them would only take cores from the encoder and from requests.
+    threadpool_limits(1, user_api="blas")
     load = loader(settings, registry)
     with (
         listen(serving.host, serving.port) as listener,
