@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
+
 from perdure.engine.graph import OPSET, adapted_graph, frozen_graph
 from perdure.engine.quantise import quantised
 from perdure.engine.served import Engine, Precision
@@ -32,6 +34,7 @@ class Exporter:
 
     def __init__(self) -> None:
         self._made: dict[str, bytes] = {}
+        self._exported: tuple[tuple[str, int], onnx.ModelProto] | None = None
 
     def export(self, classifier: AnalyticClassifier, precision: Precision, before: Path | None = None) -> Export:
         """Graphs of `classifier`.
@@ -47,7 +50,7 @@ class Exporter:
         encoder = classifier.encoder
         key = _key(encoder, precision)
         if key not in self._made:
-            self._made[key] = _found(before, key) or _graph(encoder, precision)
+            self._made[key] = _found(before, key) or self._graph(encoder, precision)
         engine = Engine(precision, key, encoder.pad, classifier.space)
         files = {ENGINE_FILE: engine.encode()}
         if classifier.adapted is not None:
@@ -55,10 +58,13 @@ class Exporter:
             files[ADAPTER_GRAPH] = (quantised(graph) if precision == "int8" else graph).SerializeToString()
         return Export(files, {ENCODER_GRAPH: self._made[key], TOKENIZER: encoder.tokenizer_json()})
 
-
-def _graph(encoder: Encoder, precision: Precision) -> bytes:
-    graph = frozen_graph(encoder)
-    return (quantised(graph) if precision == "int8" else graph).SerializeToString()
+    def _graph(self, encoder: Encoder, precision: Precision) -> bytes:
+        name = encoder.fingerprint, encoder.adapted_layers
+        if self._exported is None or self._exported[0] != name:
+            # Kept, as the next precision may be asked for when this one does not answer well enough.
+            self._exported = name, frozen_graph(encoder)
+        graph = self._exported[1]
+        return (quantised(graph) if precision == "int8" else graph).SerializeToString()
 
 
 def _found(folder: Path | None, key: str) -> bytes | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import onnxruntime
@@ -100,7 +102,23 @@ class OnnxEncoder:
         return Vectors(features, embedding)
 
 
+_sessions: WeakValueDictionary[tuple[bytes, int], onnxruntime.InferenceSession] = WeakValueDictionary()
+"""Sessions in use, by what is in their file: a version with the encoder of the one before is loaded at once."""
+
+
 def _session(file: Path, threads: int) -> onnxruntime.InferenceSession:
+    try:
+        graph = file.read_bytes()
+    except OSError as error:
+        raise VersionDamaged(f"{file} cannot be read: {error.strerror or error}") from error
+    key = hashlib.sha256(graph).digest(), threads
+    found = _sessions.get(key)
+    if found is None:
+        found = _sessions[key] = _made(graph, file, threads)
+    return found
+
+
+def _made(graph: bytes, file: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -109,7 +127,7 @@ def _session(file: Path, threads: int) -> onnxruntime.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(
-            str(file), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER
+            graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER
         )
     except Exception as error:
         raise VersionDamaged(f"{file} is no graph that can be run: {error}") from error

@@ -114,7 +114,7 @@ def test_a_new_process_takes_the_encoder_of_the_version_before(
     assert ADAPTER_GRAPH in export.files
     # But not one in another precision, nor one from a version that was not exported.
     made = []
-    monkeypatch.setattr(exporter_module, "_graph", lambda encoder, precision: made.append(precision) or b"graph")
+    monkeypatch.setattr(Exporter, "_graph", lambda self, encoder, precision: made.append(precision) or b"graph")
     Exporter().export(classifier_of(adapted=False), "float32", before=folder)
     Exporter().export(classifier_of(adapted=False), "int8", before=folder / "nothing")
     assert made == ["float32", "int8"]

@@ -73,6 +73,16 @@ def test_long_texts_keep_their_beginning_and_end(written: Written) -> None:
     np.testing.assert_allclose(whole, middle, atol=1e-6)
 
 
+def test_versions_with_one_encoder_share_what_runs_it(written: Written, tmp_path: Path) -> None:
+    first = load_served(written(), "v1", batch=4)
+    shutil.copytree(written(), tmp_path / "v2")
+    second = load_served(tmp_path / "v2", "v2", batch=4)
+    assert first._encoder._frozen is second._encoder._frozen
+    assert load_served(written(), "v1", batch=4, threads=1)._encoder._frozen is not first._encoder._frozen
+    alone = load_served(written(adapted=False, precision="float32"), "v3", batch=4)
+    assert alone._encoder._frozen is not first._encoder._frozen
+
+
 def test_serving_needs_no_torch(written: Written) -> None:
     code = (
         "import sys; from pathlib import Path; from perdure.engine.load import load_version;"
