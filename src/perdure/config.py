@@ -271,12 +271,24 @@ class ServingSettings(Section):
     """What runs the model: ONNX Runtime where a version was exported (`model.export`), else torch; or one of both."""
     max_batch: Count = 32
     """Most texts answered in one forward pass."""
+    batch_seconds: Positive = 0.05
+    """What a forward pass of several texts should take at most, as measured on this machine: the long ones come in
+    smaller batches, so that what waits behind them need not wait long."""
     max_queue: Count = 1024
-    """Requests waiting for the model; one more is answered 429."""
+    """Requests waiting for the model at most; one more is answered 429."""
+    queue_seconds: Positive = 1.0
+    """Longest wait for the model that a burst of requests may lead to, by what waits and how fast it goes; more is
+    answered 429. A queue that has not been empty for so long may only hold a tenth of it."""
+    timeout_seconds: Positive = 30.0
+    """Longest that a request may take; then it is answered 504. Clients ask for less with `X-Request-Timeout-Ms`."""
     refresh_seconds: Positive = 1.0
     """How often serving looks for a new promotion."""
     max_texts: Count = 64
     """Most texts in one request."""
+    max_text_bytes: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000_000
+    """Longest text, in UTF-8; what the encoder does not see of it (`model.max_tokens`) is recorded all the same."""
+    max_body_bytes: Count = 8_000_000
+    """Longest request body. A text of 1 MB with every character escaped still fits."""
     record: bool = True
     """Record predictions and feedback in the stream."""
     record_queue: Count = 10_000
@@ -285,6 +297,9 @@ class ServingSettings(Section):
     """What happens when an interaction cannot be recorded: answer with `recorded: false`, or refuse with 503."""
     drain_seconds: Positive = 10.0
     """How long requests under way may take to end when the process is stopped."""
+    lame_duck_seconds: Annotated[float, Field(ge=0)] = 5.0
+    """How long requests are still taken after SIGTERM, while readiness says no, so that whoever sends them can turn
+    elsewhere; only where something has asked for readiness lately."""
     keys: str = ""
     """File of the API keys that are asked for (`perdure keys create`); empty for none. Changes are followed."""
     open_metrics: bool = False

@@ -17,6 +17,7 @@ from perdure.registry import Registry
 from perdure.stream.base import Stream
 from perdure_services.serving import health, open_inference, predictions, refusal, subjects, versions
 from perdure_services.serving.access import SECURITY_SCHEMES, Access, GuardedRoute, open_to_all
+from perdure_services.serving.farewell import Farewell
 from perdure_services.serving.metering import Metering
 from perdure_services.serving.security_headers import SecurityHeaders
 from perdure_services.serving.service import Service, service_of
@@ -33,7 +34,9 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     Raises:
         SettingError: the file of keys cannot be used.
     """
-    service = Service(settings.serving, registry=registry, stream=stream, load=load)
+    service = Service(
+        settings.serving, registry=registry, stream=stream, load=load, max_tokens=settings.model.max_tokens
+    )
     access = Access(settings.serving, service.metrics.registry)
 
     @asynccontextmanager
@@ -50,6 +53,7 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     app.router.route_class = GuardedRoute
     refusal.install(app)
     app.add_middleware(Metering, metrics=service.metrics)
+    app.add_middleware(Farewell, draining=lambda: service.draining)
     app.add_middleware(SecurityHeaders)
     for routes in (predictions, versions, subjects, open_inference, health):
         app.include_router(routes.router)

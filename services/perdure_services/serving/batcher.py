@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from perdure.model.base import Classifier, Scores
+from perdure_services.serving.admission import Admission
 from perdure_services.serving.champion import Champion
+from perdure_services.serving.deadline import too_late
 from perdure_services.serving.metrics import Metrics
+from perdure_services.serving.pace import Pace, TextSize, measured
 from perdure_services.serving.refusal import Refusal
-
-MAX_QUEUE_CHARS = 64_000_000
-"""Characters of text that wait at most, however many requests they belong to."""
+from perdure_services.serving.waiting_line import WaitingLine, WaitingRequest
 
 _log = logging.getLogger(__name__)
 
@@ -31,35 +33,56 @@ class Answer:
     scores: Scores
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    texts: tuple[str, ...]
-    chars: int
-    future: Future[Answer] = field(default_factory=Future)
+_Request: TypeAlias = WaitingRequest[Answer]
 
 
 class Batcher:
-    """Answers requests in one thread of its own, in the order in which they came.
+    """Answers requests in one thread of its own.
 
-    The thread takes what waits, up to `max_batch` texts, and never waits for more. It asks for the champion once a
-    batch, so that a request is answered by exactly one version, and a swap falls between two batches. A request with
-    more than `max_batch` texts is a batch of its own, computed piece by piece by the same version.
+    The thread takes what waits, oldest first and those of like length with it, and never waits for more. It asks for
+    the champion once a batch, so that a request is answered by exactly one version, and a swap falls between two
+    batches. A batch may be run in parts, by the same version.
+
+    Args:
+        champion: what answers now.
+        max_batch: most texts in one forward pass.
+        max_queue: most requests that wait.
+        queue_seconds: longest expected wait that is accepted in a burst.
+        batch_seconds: what a forward pass of several texts should take at most.
+        cut: characters of a text that the encoder sees, about.
+        metrics: where it is counted.
     """
 
     def __init__(
-        self, champion: Callable[[], Champion | None], *, max_batch: int, max_queue: int, metrics: Metrics
+        self,
+        champion: Callable[[], Champion | None],
+        *,
+        max_batch: int,
+        max_queue: int,
+        queue_seconds: float,
+        batch_seconds: float,
+        cut: int,
+        metrics: Metrics,
     ) -> None:
         self._champion = champion
-        self._max_batch = max_batch
-        self._max_queue = max_queue
+        self._cut = cut
         self._metrics = metrics
-        self._waiting: deque[_Request] = deque()
-        self._chars = 0
+        self._pace = Pace()
+        self._line: WaitingLine[Answer] = WaitingLine(self._pace, max_batch=max_batch, batch_seconds=batch_seconds)
+        self._admission = Admission(
+            self._line,
+            self._pace,
+            max_requests=max_queue,
+            max_seconds=queue_seconds,
+            max_batch=max_batch,
+            now=time.monotonic(),
+        )
         self._changed = threading.Condition()
         self._closing = False
         self._answered = float("-inf")
         self._thread = threading.Thread(target=self._run, name="perdure-batcher", daemon=True)
-        metrics.watch(metrics.queue, lambda: len(self._waiting))
+        metrics.watch(metrics.queue, lambda: len(self._line))
+        metrics.watch(metrics.queue_wait, lambda: self.expected_wait)
 
     def start(self) -> None:
         """Begins to answer."""
@@ -75,29 +98,45 @@ class Batcher:
         """Seconds since a batch was last answered; infinite before the first."""
         return time.monotonic() - self._answered
 
-    def submit(self, texts: Sequence[str]) -> Future[Answer]:
-        """Queues `texts` (at least one). The future fails with `Refusal` (503) when nothing can be served.
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds that the batch which is being run has taken so far; 0 between two."""
+        since = self._admission.running_since
+        return 0.0 if since is None else max(time.monotonic() - since, 0.0)
+
+    @property
+    def expected_wait(self) -> float:
+        """Seconds until what waits now is expected to be answered."""
+        with self._changed:
+            return self._admission.wait(time.monotonic())
+
+    def check(self, deadline: float = math.inf) -> None:
+        """Refuses at the door what `submit` would refuse, before anything is spent on it.
 
         Raises:
-            Refusal: 429 when too many requests wait, 503 when serving is stopping.
+            Refusal: 429 when a request that wants its answer by `deadline` (monotonic seconds) may not wait.
         """
-        request = _Request(tuple(texts), sum(map(len, texts)))
+        with self._changed:
+            self._check(deadline, 0)
+
+    def submit(self, texts: Sequence[str], *, deadline: float = math.inf) -> Future[Answer]:
+        """Queues `texts` (at least one), which are not computed any more after `deadline` (monotonic seconds).
+
+        The future fails with `Refusal`: 503 when nothing can be served, 504 when it was too late. To cancel it frees
+        its place.
+
+        Raises:
+            Refusal: 429 when it would wait too long, 503 when serving is stopping.
+        """
+        request = WaitingRequest[Answer](tuple(texts), measured(texts, self._cut), sum(map(len, texts)), deadline)
         with self._changed:
             if self._closing:
                 raise _stopping()
-            # One long request alone is always let in.
-            crowded = self._chars + request.chars > MAX_QUEUE_CHARS and bool(self._waiting)
-            if len(self._waiting) >= self._max_queue or crowded:
-                raise Refusal(
-                    429,
-                    f"{len(self._waiting)} requests wait for the model already",
-                    value=len(self._waiting),
-                    do="try again in a second, or start more processes",
-                    headers={"Retry-After": "1"},
-                )
-            self._waiting.append(request)
-            self._chars += request.chars
+            self._check(deadline, request.chars)
+            self._line.put(request)
             self._changed.notify()
+        # Outside of the lock, which the callback takes.
+        request.future.add_done_callback(lambda future: self._left(request) if future.cancelled() else None)
         return request.future
 
     def close(self, timeout: float) -> None:
@@ -107,46 +146,84 @@ class Batcher:
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join(timeout)
+        left: list[_Request] = []
         with self._changed:
-            left, self._waiting = list(self._waiting), deque()
+            while batch := self._line.take(-math.inf)[0]:
+                left.extend(batch)
         for request in left:
             if request.future.set_running_or_notify_cancel():
                 request.future.set_exception(_stopping())
 
-    def _run(self) -> None:
-        while batch := self._take():
-            wanted = [request for request in batch if request.future.set_running_or_notify_cancel()]
-            if wanted:
-                self._answer(wanted)
+    def _check(self, deadline: float, chars: int) -> None:
+        refusal = self._admission.refusal(time.monotonic(), deadline, chars)
+        if refusal is not None:
+            self._metrics.shed.inc()
+            raise refusal
 
-    def _take(self) -> list[_Request]:
+    def _left(self, request: _Request) -> None:
         with self._changed:
-            while not self._waiting and not self._closing:
-                self._changed.wait()
-            batch: list[_Request] = []
-            size = 0
-            while self._waiting and (not batch or size + len(self._waiting[0].texts) <= self._max_batch):
-                request = self._waiting.popleft()
-                self._chars -= request.chars
-                size += len(request.texts)
-                batch.append(request)
-            return batch
+            gone = self._line.remove(request)
+        if gone:
+            self._metrics.abandoned.inc()
 
-    def _answer(self, batch: list[_Request]) -> None:
+    def _run(self) -> None:
+        while (batch := self._take()) is not None:
+            if batch:
+                self._answer_in_time(batch)
+
+    def _take(self) -> list[_Request] | None:
+        """The next batch; None at the end."""
+        with self._changed:
+            while not len(self._line) and not self._closing:
+                self._changed.wait()
+            batch, late = self._line.take(time.monotonic())
+        for request in late:
+            self._metrics.abandoned.inc()
+            if request.future.set_running_or_notify_cancel():
+                request.future.set_exception(too_late())
+        if not batch and not late:
+            return None
+        # What was cancelled since it was taken.
+        return [request for request in batch if request.future.set_running_or_notify_cancel()]
+
+    def _answer_in_time(self, batch: list[_Request]) -> None:
+        """Answers `batch`, and learns how long that took."""
+        texts = [text for request in batch for text in request.texts]
+        sizes = [measured([text], self._cut) for text in texts]
+        whole = measured(texts, self._cut)
+        with self._changed:
+            parts = self._line.pieces(sizes)
+            self._admission.begun(whole, len(parts), time.monotonic())
+        try:
+            self._answer(batch, texts, parts)
+        except Exception as error:  # noqa: BLE001
+            # Whatever it was, the next batch may be better.
+            _log.exception("a batch of %d requests failed", len(batch))
+            for request in batch:
+                if not request.future.done():
+                    request.future.set_exception(error)
+        finally:
+            with self._changed:
+                self._admission.ended(whole, len(parts), time.monotonic())
+
+    def _answer(self, batch: list[_Request], texts: list[str], parts: list[list[int]]) -> None:
         champion = self._champion()
         if champion is None:
             for request in batch:
                 request.future.set_exception(no_champion())
             return
         try:
-            scores = self._scores(champion.classifier, [text for request in batch for text in request.texts])
+            scores = self._scores(champion.classifier, texts, parts)
         except Exception as error:  # noqa: BLE001
             if len(batch) > 1:
                 # One text that the model cannot take must not fail those that happened to come with it.
                 for request in batch:
-                    self._answer([request])
+                    own = list(request.texts)
+                    sizes = [measured([text], self._cut) for text in own]
+                    self._answer([request], own, self._line.pieces(sizes))
                 return
-            _log.exception("version %s failed on a request with %d texts", champion.version, len(batch[0].texts))
+            said = "version %s failed on a request with %d texts"
+            batch[0].context.run(_log.exception, said, champion.version, len(batch[0].texts))
             batch[0].future.set_exception(error)
             return
         self._answered = time.monotonic()
@@ -157,21 +234,31 @@ class Batcher:
             request.future.set_result(Answer(champion.version, Scores(scores.labels, rows)))
             start = end
 
-    def _scores(self, classifier: Classifier, texts: list[str]) -> Scores:
-        start = time.perf_counter()
-        pieces = [
-            classifier.scores(texts[first : first + self._max_batch]) for first in range(0, len(texts), self._max_batch)
-        ]
-        probabilities = np.concatenate([piece.probabilities for piece in pieces])
-        if probabilities.shape != (len(texts), len(pieces[0].labels)) or not np.isfinite(probabilities).all():
-            raise ArithmeticError(
-                f"version {classifier.version} answered {len(texts)} texts with probabilities of shape "
-                f"{probabilities.shape} that are not all finite"
-            )
-        self._metrics.batch_texts.observe(len(texts))
-        self._metrics.batch_seconds.observe(time.perf_counter() - start)
+    def _scores(self, classifier: Classifier, texts: list[str], parts: list[list[int]]) -> Scores:
+        probabilities = None
+        for places in parts:
+            part = [texts[place] for place in places]
+            start = time.perf_counter()
+            scores = classifier.scores(part)
+            seconds = time.perf_counter() - start
+            if scores.probabilities.shape != (len(part), len(scores.labels)) or not np.isfinite(
+                scores.probabilities
+            ).all():
+                raise ArithmeticError(
+                    f"version {classifier.version} answered {len(part)} texts with probabilities of shape "
+                    f"{scores.probabilities.shape} that are not all finite"
+                )
+            size: TextSize = measured(part, self._cut)
+            with self._changed:
+                self._pace.learn(size.padded, seconds)
+            self._metrics.batch_texts.observe(len(part))
+            self._metrics.batch_seconds.observe(seconds)
+            if probabilities is None:
+                probabilities = np.empty((len(texts), len(scores.labels)), dtype=scores.probabilities.dtype)
+            probabilities[places] = scores.probabilities
+        assert probabilities is not None
         # Rounding may carry a probability past 1, which no record takes.
-        return Scores(pieces[0].labels, probabilities.clip(0, 1))
+        return Scores(scores.labels, probabilities.clip(0, 1))
 
 
 def no_champion() -> Refusal:

@@ -1,8 +1,10 @@
-"""Request bodies: bounded, UTF-8, JSON."""
+"""Request bodies: bounded, in time, UTF-8, JSON."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -10,23 +12,46 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from perdure_services.serving.access import GuardedRoute
+from perdure_services.serving.deadline import PARAMETER, deadline_in, mark
+from perdure_services.serving.departure import CLIENT_CLOSED_REQUEST, Departure
 from perdure_services.serving.refusal import Refusal
-
-MAX_BODY_BYTES = 8_000_000
-"""Longest request body. A text of 1 MB with every character escaped still fits."""
+from perdure_services.serving.service import service_of
 
 
 class CheckedRequest(Request):
-    """A request whose body is read up to a bound, and refused in words when it is not JSON."""
+    """A request whose body is read up to a bound, and refused in words when it is late, too long or not JSON.
+
+    Args:
+        request: what came.
+        most: bytes that the body may have.
+        deadline: when it must have come (monotonic seconds).
+    """
+
+    def __init__(self, request: Request, *, most: int, deadline: float) -> None:
+        super().__init__(request.scope, request.receive)
+        self.departure = Departure(request.receive)
+        self._most = most
+        self._deadline = deadline
 
     async def body(self) -> bytes:
         """The body.
 
         Raises:
-            Refusal: 413 when it is too long, 415 when it says that it is not JSON.
+            Refusal: 408 when it comes too slowly, 413 when it is too long, 415 when it says that it is not JSON.
         """
         if not hasattr(self, "_body"):
-            self._body = await self._bounded()
+            try:
+                async with asyncio.timeout(self._deadline - time.monotonic()):
+                    self._body = await self._bounded()
+                # Nothing but the client's departure can come after the body.
+                self.departure.watch()
+            except TimeoutError as error:
+                raise Refusal(
+                    408,
+                    "the body did not come in time",
+                    do="send the request again, faster or with fewer texts",
+                    headers={"Connection": "close"},
+                ) from error
         return self._body
 
     async def json(self) -> Any:
@@ -53,19 +78,26 @@ class CheckedRequest(Request):
 
     async def _bounded(self) -> bytes:
         parts: list[bytes] = []
+        declared = self.headers.get("content-length", "")
         size = 0
+        # What says that it is too long need not be read to be refused.
+        if declared.isdigit() and len(declared) <= 18 and int(declared) > self._most:
+            raise self._too_long()
         async for part in self.stream():
             parts.append(part)
             size += len(part)
-            if size > MAX_BODY_BYTES:
-                raise Refusal(
-                    413,
-                    f"the body has more than {MAX_BODY_BYTES} bytes",
-                    value=self.headers.get("content-length"),
-                    do="send fewer texts in one request",
-                )
+            if size > self._most:
+                raise self._too_long()
         self._check_type(size)
         return b"".join(parts)
+
+    def _too_long(self) -> Refusal:
+        return Refusal(
+            413,
+            f"the body has more than {self._most} bytes",
+            value=self.headers.get("content-length"),
+            do="send fewer texts in one request",
+        )
 
     def _check_type(self, size: int) -> None:
         kind = self.headers.get("content-type", "")
@@ -81,15 +113,45 @@ class CheckedRequest(Request):
 
 
 class CheckedRoute(GuardedRoute):
-    """A guarded route that reads its body as a `CheckedRequest`."""
+    """A guarded route that reads its body as a `CheckedRequest`.
+
+    Where it asks the model (it takes a body and needs the scope `predict`), it refuses at the door what would wait too
+    long, before a key is looked up or a byte of the body is read; notes the deadline, which its endpoint gets from
+    `deadline_of`; and gives up when the client leaves.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **named: Any) -> None:
+        super().__init__(path, endpoint, **named)
+        extra = self.openapi_extra or {}
+        # A route is made once more when its router is included.
+        if self.asks_model and PARAMETER not in extra.get("parameters", ()):
+            self.openapi_extra = {**extra, "parameters": [*extra.get("parameters", ()), PARAMETER]}
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether answering takes the model."""
+        return self.needed == "predict" and "POST" in (self.methods or ())
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
         async def checked(request: Request) -> Response:
-            return await handler(CheckedRequest(request.scope, request.receive))
+            settings = service_of(request).settings
+            deadline = time.monotonic() + settings.timeout_seconds
+            return await handler(CheckedRequest(request, most=settings.max_body_bytes, deadline=deadline))
 
-        return checked
+        async def asking(request: Request) -> Response:
+            service = service_of(request)
+            settings = service.settings
+            deadline = deadline_in(request.scope["headers"], settings.timeout_seconds)
+            service.batcher.check(deadline)
+            mark(request, deadline)
+            asked = CheckedRequest(request, most=settings.max_body_bytes, deadline=deadline)
+            with asked.departure:
+                return await handler(asked)
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+        return asking if self.asks_model else checked
 
 
 def _no_constant(name: str) -> None:

@@ -19,14 +19,21 @@ Parts = Annotated[Service, Depends(service_of)]
 @router.get("/healthz")
 @open_to_all
 async def healthz(service: Parts) -> Response:
-    """200 while every thread of the process runs; 503 when only a restart helps."""
+    """200 while every thread of the process runs, and none is stuck; 503 when only a restart helps."""
     return JSONResponse({"live": service.live}, status_code=200 if service.live else 503)
+
+
+@router.get("/startupz")
+@open_to_all
+async def startupz(service: Parts) -> Response:
+    """200 once the first look at the registry is over; 503 while a version is being loaded for the first time."""
+    return JSONResponse({"started": service.started}, status_code=200 if service.started else 503)
 
 
 @router.get("/readyz")
 @open_to_all
 async def readyz(service: Parts) -> Response:
-    """200 when a version is loaded and really answers; 503 before, and while the process stops."""
+    """200 when a version is loaded and really answers; 503 before, while it does not, and while the process stops."""
     state = await service.ready()
     return JSONResponse({"ready": state.ready, "reason": state.reason}, status_code=200 if state.ready else 503)
 

@@ -29,6 +29,11 @@ class Metrics:
         )
         self.in_flight = self._gauge("requests_in_flight", "Requests that are being answered.")
         self.queue = self._gauge("queue_requests", "Requests that wait for the model.")
+        self.queue_wait = self._gauge("queue_expected_seconds", "How long a new request is expected to wait.")
+        self.shed = self._counter("requests_shed", "Requests refused because they would have waited too long.")
+        self.abandoned = self._counter(
+            "requests_abandoned", "Requests that left the queue uncomputed: their time was up, or the client had gone."
+        )
         self.batch_texts = Histogram(
             "perdure_batch_texts", "Texts answered at once.", buckets=_TEXTS, registry=self.registry
         )

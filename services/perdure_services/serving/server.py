@@ -7,6 +7,8 @@ import logging
 import math
 import signal
 import socket
+import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -24,6 +26,9 @@ from perdure_services.serving.tls import tls_context
 FIRST_LOOK_SECONDS = 600.0
 """How long the first load may take before the URL is announced without it."""
 
+SWITCH_SECONDS = 0.0005
+"""How long a thread may keep the interpreter from the others; Python's own 5 ms are as long as a small batch takes."""
+
 BACKLOG = 2048
 """Connections that the system keeps until they are accepted."""
 
@@ -38,23 +43,36 @@ class Server(uvicorn.Server):
         self._service = service
         self._announce = announce
         self._announcing: asyncio.Task[None] | None = None
+        self._leave_at = math.inf
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._announcing = asyncio.create_task(self._when_ready())
 
+    async def on_tick(self, counter: int) -> bool:
+        if time.monotonic() >= self._leave_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.drain()
+        self._service.end_within(self._service.settings.drain_seconds)
         if self._announcing is not None:
             self._announcing.cancel()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Uvicorn would raise the signal again at the end, and so a clean stop would look like a crash.
+        again = self._service.draining
         self._service.drain()
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
-        self.should_exit = True
+        if sig == signal.SIGTERM and not again and self._service.balanced:
+            # Whoever sends requests here learns only with its next look that it should not.
+            self._leave_at = time.monotonic() + self._service.settings.lame_duck_seconds
+            _log.info("stopping: requests are taken for %.1f seconds more", self._service.settings.lame_duck_seconds)
+        else:
+            self.should_exit = True
 
     async def _when_ready(self) -> None:
         waited = 0.0
@@ -112,6 +130,7 @@ def run(
         SettingError: `listener` lets other machines in without asking who they are; the file of keys, or one of those
             for TLS, cannot be used.
     """
+    sys.setswitchinterval(SWITCH_SECONDS)
     check_exposure(listener.getsockname()[0], settings.serving)
     tls = tls_context(settings.serving)
     app = create_app(settings, registry=registry, stream=stream, load=load)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,17 @@ from typing import Literal
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
-from perdure.config import ServingSettings
+from perdure.config import ModelSettings, ServingSettings
 from perdure.model.base import Classifier, Prediction
 from perdure.records import Erasure, Feedback, Interaction, Record, new_id, now
 from perdure.registry import Registry
 from perdure.stream.base import Stream
-from perdure_services.serving.batcher import Batcher, no_champion
+from perdure_services.serving.batcher import Answer, Batcher, no_champion
 from perdure_services.serving.champion import WARM_UP, ChampionWatcher
+from perdure_services.serving.deadline import too_late
+from perdure_services.serving.limits import check_texts
 from perdure_services.serving.metrics import Metrics
+from perdure_services.serving.pace import CHARS_PER_TOKEN
 from perdure_services.serving.recorder import Recorder
 from perdure_services.serving.refusal import Refusal
 from perdure_services.serving.spool.forwarder import Forwarder
@@ -35,6 +39,16 @@ FRESH_SECONDS = 10.0
 """An answer younger than this proves that the model works; without one, readiness asks for an answer of its own."""
 
 PROBE_SECONDS = 2.0
+"""How long that answer may take; and a batch, on the processor of a loaded machine, before it counts as stuck."""
+
+STUCK_SECONDS = 60.0
+"""A batch that takes longer will not end any more: only a restart helps."""
+
+BALANCED_SECONDS = 60.0
+"""Readiness was asked for lately if it was within this."""
+
+FLUSH_SECONDS = 1.0
+"""What writing records may take at the end, even where requests have used up the time."""
 
 _log = logging.getLogger(__name__)
 
@@ -72,12 +86,25 @@ class Removed:
 class Service:
     """Registry, stream, champion, batcher and recorder of one serving process; and a forwarder behind a spool.
 
+    Args:
+        settings: of serving.
+        registry: where versions and promotions are.
+        stream: where records go.
+        load: a version by its name.
+        max_tokens: how much of a text the encoder sees.
+
     Raises:
         ValueError: a remote stream without a spool: recording would wait for the network.
     """
 
     def __init__(
-        self, settings: ServingSettings, *, registry: Registry, stream: Stream, load: Callable[[str], Classifier]
+        self,
+        settings: ServingSettings,
+        *,
+        registry: Registry,
+        stream: Stream,
+        load: Callable[[str], Classifier],
+        max_tokens: int = ModelSettings().max_tokens,
     ) -> None:
         if stream.remote:
             raise ValueError(f"the stream {type(stream).__name__} is remote: give with_spool(stream, ...) instead")
@@ -90,6 +117,9 @@ class Service:
             lambda: self.champions.current,
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
+            queue_seconds=settings.queue_seconds,
+            batch_seconds=settings.batch_seconds,
+            cut=max_tokens * CHARS_PER_TOKEN,
             metrics=self.metrics,
         )
         self.recorder = Recorder(stream, max_records=settings.record_queue, metrics=self.metrics)
@@ -97,6 +127,8 @@ class Service:
         if isinstance(stream, SpooledStream):
             self.forwarder = Forwarder(stream.spool, stream.beyond, self.metrics)
         self._draining = False
+        self._asked_ready = float("-inf")
+        self._end: float | None = None
 
     def start(self) -> None:
         """Starts the threads."""
@@ -110,13 +142,30 @@ class Service:
         """From now on readiness says no; what comes nevertheless is still answered."""
         self._draining = True
 
+    @property
+    def draining(self) -> bool:
+        """Whether the process is on its way out."""
+        return self._draining
+
+    @property
+    def balanced(self) -> bool:
+        """Whether something asks for readiness, to know where to send requests."""
+        return time.monotonic() - self._asked_ready < BALANCED_SECONDS
+
+    def end_within(self, seconds: float) -> None:
+        """`close` has that many seconds from now, whenever it is called."""
+        self._end = time.monotonic() + seconds
+
     def close(self) -> None:
         """Answers what waits, writes what was recorded and stops the threads, all within `drain_seconds`.
 
-        What a remote stream has not taken by then stays in the spool.
+        Where `end_within` was called they count from then; but writing has `FLUSH_SECONDS` at least. What a remote
+        stream has not taken by then stays in the spool.
         """
         self.drain()
         end = time.monotonic() + self.settings.drain_seconds
+        if self._end is not None:
+            end = max(min(end, self._end), time.monotonic() + min(FLUSH_SECONDS, self.settings.drain_seconds))
         for stop in (self.batcher.close, self.recorder.close, self.champions.stop):
             stop(max(end - time.monotonic(), 0.0))
         if self.forwarder is not None:
@@ -124,20 +173,29 @@ class Service:
 
     @property
     def live(self) -> bool:
-        """Whether every thread still runs; when not, only a restart helps."""
+        """Whether every thread still runs, and none is stuck; when not, only a restart helps."""
         forwarding = self.forwarder is None or self.forwarder.alive
-        return self.batcher.alive and self.recorder.alive and self.champions.alive and forwarding
+        working = self.batcher.alive and self.batcher.busy_seconds < STUCK_SECONDS
+        return working and self.recorder.alive and self.champions.alive and forwarding
+
+    @property
+    def started(self) -> bool:
+        """Whether the version that is to serve has been loaded, or has failed to be."""
+        return self.champions.current is not None or self.champions.wait_for_first_look(0)
 
     async def ready(self) -> Readiness:
         """Whether a request would be answered: where no answer is fresh, one text is really asked."""
+        self._asked_ready = time.monotonic()
         if self._draining:
             return Readiness(False, "stopping")
         if not self.live:
-            return Readiness(False, "a thread of this process has died: restart it")
+            return Readiness(False, "a thread of this process has died or is stuck: restart it")
         if self.champions.current is None:
-            if not self.champions.wait_for_first_look(0):
+            if not self.started:
                 return Readiness(False, "starting: the version that is to serve is being loaded")
             return Readiness(False, self.champions.problem or "no version is promoted yet: run `perdure fit`")
+        if (busy := self.batcher.busy_seconds) > PROBE_SECONDS:
+            return Readiness(False, f"the model has given no answer for {busy:.0f} seconds")
         if self.batcher.idle_seconds > FRESH_SECONDS:
             try:
                 await asyncio.wait_for(asyncio.wrap_future(self.batcher.submit(WARM_UP[:1])), PROBE_SECONDS)
@@ -150,21 +208,31 @@ class Service:
                 return Readiness(False, f"the model failed: {type(error).__name__}")
         return Readiness(True, "serving")
 
-    async def predict(self, texts: Sequence[str], *, top: int = 1, subject: str | None = None) -> tuple[Answered, ...]:
+    async def predict(
+        self, texts: Sequence[str], *, top: int = 1, subject: str | None = None, deadline: float = math.inf
+    ) -> tuple[Answered, ...]:
         """One answer for each text, all by one version, recorded together.
 
+        To cancel it while the texts wait frees their place, and they are not computed.
+
+        Args:
+            texts: at least one.
+            top: how many of the most probable labels to give.
+            subject: whose data the texts are.
+            deadline: when the answer must be there, in seconds of `time.monotonic`; never later than
+                `timeout_seconds` from now.
+
         Raises:
-            Refusal: 422 too many texts, 429 too many requests wait, 503 nothing is served or nothing can be recorded
-                where the operator chose to refuse then.
+            Refusal: 413 a text is too long, 422 too many texts, 429 they would wait too long, 503 nothing is served
+                or nothing can be recorded where the operator chose to refuse then, 504 no answer in time.
         """
-        most = self.settings.max_texts
-        if len(texts) > most:
-            raise Refusal(422, f"{len(texts)} texts in one request", value=len(texts), do=f"send at most {most}")
+        check_texts(texts, self.settings)
+        deadline = min(deadline, time.monotonic() + self.settings.timeout_seconds)
         if self.champions.current is None:
             raise no_champion()
         if self.settings.record and self._refuses and self.recorder.failing:
             raise _unrecorded()
-        answer = await asyncio.wrap_future(self.batcher.submit(texts))
+        answer = await self._scores(texts, deadline)
         predictions = answer.scores.predictions(top)
         self.metrics.predicted(answer.version, [prediction.label for prediction in predictions])
         at = now()
@@ -186,6 +254,15 @@ class Service:
             Answered(interaction.id, prediction, answer.version, recorded)
             for interaction, prediction in zip(interactions, predictions, strict=True)
         )
+
+    async def _scores(self, texts: Sequence[str], deadline: float) -> Answer:
+        submitted = self.batcher.submit(texts, deadline=deadline)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await asyncio.wrap_future(submitted)
+        except TimeoutError as error:
+            # The timeout has cancelled it: where it waited still, it is not computed.
+            raise too_late() from error
 
     async def learn(self, labels: Sequence[tuple[str, str, str]]) -> bool:
         """Takes (interaction id, label, source); whether they are durable already.

@@ -10,7 +10,7 @@ import pytest
 
 from perdure.model.base import Scores
 from perdure.registry import Promotion
-from perdure_services.serving import batcher as module
+from perdure_services.serving import admission as module
 from perdure_services.serving.batcher import Batcher
 from perdure_services.serving.champion import Champion
 from perdure_services.serving.metrics import Metrics
@@ -30,11 +30,14 @@ def champion(scripted):
 def start():
     started = []
 
-    def begin(source, *, max_batch=4, max_queue=100):
+    def begin(source, *, max_batch=4, max_queue=100, queue_seconds=60.0, batch_seconds=60.0, cut=640):
         batcher = Batcher(
             source if callable(source) else lambda: source,
             max_batch=max_batch,
             max_queue=max_queue,
+            queue_seconds=queue_seconds,
+            batch_seconds=batch_seconds,
+            cut=cut,
             metrics=Metrics(),
         )
         batcher.start()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from perdure.errors import StreamError
 from perdure.records import Feedback, Interaction
-from perdure_services.serving.body import MAX_BODY_BYTES
+from perdure.config import Settings
 from perdure_services.serving.schemas import MAX_FEEDBACK
 
 JSON = {"Content-Type": "application/json"}
@@ -128,7 +128,7 @@ def test_a_text_of_just_1_mb_is_answered(client):
         (b"", JSON, 422, "JSON object"),
         (b'{"text": "a"}', {"Content-Type": "text/plain"}, 415, "text/plain"),
         (b'{"text": "a"}', {}, 415, "not declared as JSON"),
-        (b" " * (MAX_BODY_BYTES + 1), JSON, 413, str(MAX_BODY_BYTES)),
+        (b" " * (Settings().serving.max_body_bytes + 1), JSON, 413, str(Settings().serving.max_body_bytes)),
     ],
 )
 def test_a_body_that_is_not_json_is_refused_in_words(client, content, headers, status, part):

@@ -1,0 +1,113 @@
+"""Which requests may wait for the model: those that will be answered in time."""
+
+from __future__ import annotations
+
+import math
+
+from perdure_services.serving.pace import Pace, TextSize
+from perdure_services.serving.refusal import Refusal
+from perdure_services.serving.waiting_line import T, WaitingLine
+
+MAX_QUEUE_CHARS = 64_000_000
+"""Characters of text that wait at most, however many requests they belong to."""
+
+STANDING_SHARE = 0.1
+"""Of the longest wait, what is left when the queue has not been empty for so long."""
+
+STANDING_BATCHES = 2.0
+"""Batches that may always wait, so that a bound on the wait never leaves the model idle."""
+
+NEWEST = 0.1
+"""Weight of the newest batch in running means."""
+
+MOST_DRIFT = 4.0
+
+
+class Admission:
+    """Reckons how long a request would wait, and refuses the one that would wait too long.
+
+    A burst may queue up to `max_seconds`. When the queue has not been empty for that long it is no burst but more than
+    the model can do: then only a tenth of it may wait, so that what is let in is answered soon and the rest is told at
+    once. `STANDING_BATCHES` batches may always wait, and a request is never refused while nothing else waits. (After
+    the controlled delay of B. Maurer, "Fail at Scale", ACM Queue 13(8), 2015, with the wait that is expected in place
+    of the one that was suffered, so that nothing is refused after it has waited.) Not safe for threads.
+    """
+
+    def __init__(
+        self, line: WaitingLine[T], pace: Pace, *, max_requests: int, max_seconds: float, max_batch: int, now: float
+    ) -> None:
+        self._line = line
+        self._pace = pace
+        self._max_requests = max_requests
+        self._max_seconds = max_seconds
+        self._fill = float(max_batch)
+        self._drift = 1.0
+        self._usual = 0.0
+        self._expected = 0.0
+        self._begun: float | None = None
+        self._empty_at = now
+
+    def begun(self, size: TextSize, batches: int, now: float) -> None:
+        """A batch of `size`, in that many parts, has left the line and is being run."""
+        self._begun = now
+        self._expected = self._drift * self._pace.seconds(size.own, batches)
+        if len(self._line):
+            self._fill += NEWEST * (size.texts / batches - self._fill)
+        else:
+            self._empty_at = now
+
+    def ended(self, size: TextSize, batches: int, now: float) -> None:
+        """That batch is answered, or failed."""
+        assert self._begun is not None
+        took = now - self._begun
+        self._begun = None
+        self._usual += (NEWEST if self._usual else 1.0) * (took / batches - self._usual)
+        if (expected := self._pace.seconds(size.own, batches)) > 0.0:
+            drift = min(max(took / expected, 1.0 / MOST_DRIFT), MOST_DRIFT)
+            self._drift += NEWEST * (drift - self._drift)
+
+    @property
+    def running_since(self) -> float | None:
+        """When the batch that is being run was begun (monotonic seconds); None between two."""
+        return self._begun
+
+    def wait(self, now: float) -> float:
+        """Seconds until what waits now is expected to be answered."""
+        running = 0.0
+        if self._begun is not None:
+            # What should have ended already is expected to be late by as much again.
+            running = abs(self._expected - (now - self._begun))
+        line = self._line
+        return running + self._drift * self._pace.seconds(line.work, line.texts / max(self._fill, 1.0))
+
+    def bound(self, now: float) -> float:
+        """The longest wait that is accepted now, in seconds."""
+        standing = len(self._line) > 0 and now - self._empty_at > self._max_seconds
+        return max(self._max_seconds * (STANDING_SHARE if standing else 1.0), STANDING_BATCHES * self._usual)
+
+    def refusal(self, now: float, deadline: float, chars: int = 0) -> Refusal | None:
+        """Why a request that holds `chars` and wants its answer by `deadline` may not wait; None when it may."""
+        waiting = len(self._line)
+        if not waiting:
+            self._empty_at = now
+            return None
+        wait = self.wait(now)
+        if waiting >= self._max_requests or self._line.chars + chars > MAX_QUEUE_CHARS:
+            return _crowded(f"{waiting} requests wait for the model already", waiting, wait)
+        if wait > self.bound(now):
+            return _crowded(f"{waiting} requests wait for the model, about {wait:.1f} seconds of work", waiting, wait)
+        if now + wait > deadline:
+            left = max(deadline - now, 0.0)
+            what = f"about {wait:.1f} seconds of work wait for the model, and this request has {left:.1f} left"
+            return _crowded(what, waiting, wait)
+        return None
+
+
+def _crowded(what: str, waiting: int, wait: float) -> Refusal:
+    return Refusal(
+        429,
+        what,
+        value=waiting,
+        do="send the request again after the seconds that Retry-After says, or start more processes",
+        headers={"Retry-After": str(max(math.ceil(wait), 1))},
+    )
