@@ -276,9 +276,9 @@ class ServingSettings(Section):
     smaller batches, so that what waits behind them need not wait long."""
     max_queue: Count = 1024
     """Requests waiting for the model at most; one more is answered 429."""
-    queue_seconds: Positive = 1.0
-    """Longest wait for the model that a burst of requests may lead to, by what waits and how fast it goes; more is
-    answered 429. A queue that has not been empty for so long may only hold a tenth of it."""
+    queue_seconds: Positive = 0.5
+    """Longest that requests may keep waiting for the model, by what waits and how fast it goes; more is answered 429.
+    A burst, before which nothing waited, may lead to twice that."""
     timeout_seconds: Positive = 30.0
     """Longest that a request may take; then it is answered 504. Clients ask for less with `X-Request-Timeout-Ms`."""
     refresh_seconds: Positive = 1.0

@@ -11,11 +11,14 @@ from perdure_services.serving.waiting_line import T, WaitingLine
 MAX_QUEUE_CHARS = 64_000_000
 """Characters of text that wait at most, however many requests they belong to."""
 
-STANDING_SHARE = 0.1
-"""Of the longest wait, what is left when the queue has not been empty for so long."""
+BURST = 2.0
+"""Times the longest wait that a burst may lead to."""
 
 STANDING_BATCHES = 2.0
 """Batches that may always wait, so that a bound on the wait never leaves the model idle."""
+
+CAUTION = 1.25
+"""Times the expected wait that a deadline must leave room for: an answer that comes too late was computed in vain."""
 
 NEWEST = 0.1
 """Weight of the newest batch in running means."""
@@ -26,11 +29,12 @@ MOST_DRIFT = 4.0
 class Admission:
     """Reckons how long a request would wait, and refuses the one that would wait too long.
 
-    A burst may queue up to `max_seconds`. When the queue has not been empty for that long it is no burst but more than
-    the model can do: then only a tenth of it may wait, so that what is let in is answered soon and the rest is told at
-    once. `STANDING_BATCHES` batches may always wait, and a request is never refused while nothing else waits. (After
-    the controlled delay of B. Maurer, "Fail at Scale", ACM Queue 13(8), 2015, with the wait that is expected in place
-    of the one that was suffered, so that nothing is refused after it has waited.) Not safe for threads.
+    Up to `max_seconds` of work may wait, and `BURST` times that in a burst. When the queue has not been empty for as
+    long as a burst may wait, it is no burst but more than the model can do: what is let in then is answered soon, and
+    the rest is told at once. `STANDING_BATCHES` batches may always wait, and a request is never refused while nothing
+    else waits. (After the controlled delay of B. Maurer, "Fail at Scale", ACM Queue 13(8), 2015, with the wait that is
+    expected in place of the one that was suffered, so that nothing is refused after it has waited.) Not safe for
+    threads.
     """
 
     def __init__(
@@ -82,8 +86,9 @@ class Admission:
 
     def bound(self, now: float) -> float:
         """The longest wait that is accepted now, in seconds."""
-        standing = len(self._line) > 0 and now - self._empty_at > self._max_seconds
-        return max(self._max_seconds * (STANDING_SHARE if standing else 1.0), STANDING_BATCHES * self._usual)
+        burst = BURST * self._max_seconds
+        standing = len(self._line) > 0 and now - self._empty_at > burst
+        return max(self._max_seconds if standing else burst, STANDING_BATCHES * self._usual)
 
     def refusal(self, now: float, deadline: float, chars: int = 0) -> Refusal | None:
         """Why a request that holds `chars` and wants its answer by `deadline` may not wait; None when it may."""
@@ -96,7 +101,7 @@ class Admission:
             return _crowded(f"{waiting} requests wait for the model already", waiting, wait)
         if wait > self.bound(now):
             return _crowded(f"{waiting} requests wait for the model, about {wait:.1f} seconds of work", waiting, wait)
-        if now + wait > deadline:
+        if now + wait * CAUTION + self._usual > deadline:
             left = max(deadline - now, 0.0)
             what = f"about {wait:.1f} seconds of work wait for the model, and this request has {left:.1f} left"
             return _crowded(what, waiting, wait)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,7 +18,9 @@ from perdure.registry import Registry
 from perdure.stream.base import Stream
 from perdure_services.serving import health, open_inference, predictions, refusal, subjects, versions
 from perdure_services.serving.access import SECURITY_SCHEMES, Access, GuardedRoute, open_to_all
+from perdure_services.serving.door import Door
 from perdure_services.serving.farewell import Farewell
+from perdure_services.serving.loop_lag import LoopLag
 from perdure_services.serving.metering import Metering
 from perdure_services.serving.security_headers import SecurityHeaders
 from perdure_services.serving.service import Service, service_of
@@ -38,13 +41,16 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
         settings.serving, registry=registry, stream=stream, load=load, max_tokens=settings.model.max_tokens
     )
     access = Access(settings.serving, service.metrics.registry)
+    lag = LoopLag(service.metrics.shed)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.start()
+        beating = asyncio.create_task(lag.beat())
         try:
             yield
         finally:
+            beating.cancel()
             await run_in_threadpool(service.close)
 
     app = FastAPI(title="Perdure", version=installed("perdure"), description=DESCRIPTION, lifespan=lifespan)
@@ -52,6 +58,8 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     app.state.access = access
     app.router.route_class = GuardedRoute
     refusal.install(app)
+    asking = [*predictions.router.routes, *open_inference.router.routes]
+    app.add_middleware(Door, service=service, lag=lag, routes=asking)
     app.add_middleware(Metering, metrics=service.metrics)
     app.add_middleware(Farewell, draining=lambda: service.draining)
     app.add_middleware(SecurityHeaders)

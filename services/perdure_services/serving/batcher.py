@@ -241,9 +241,10 @@ class Batcher:
             start = time.perf_counter()
             scores = classifier.scores(part)
             seconds = time.perf_counter() - start
-            if scores.probabilities.shape != (len(part), len(scores.labels)) or not np.isfinite(
-                scores.probabilities
-            ).all():
+            if (
+                scores.probabilities.shape != (len(part), len(scores.labels))
+                or not np.isfinite(scores.probabilities).all()
+            ):
                 raise ArithmeticError(
                     f"version {classifier.version} answered {len(part)} texts with probabilities of shape "
                     f"{scores.probabilities.shape} that are not all finite"

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from perdure_services.serving.access import GuardedRoute
-from perdure_services.serving.deadline import PARAMETER, deadline_in, mark
+from perdure_services.serving.deadline import PARAMETER, deadline_of
 from perdure_services.serving.departure import CLIENT_CLOSED_REQUEST, Departure
 from perdure_services.serving.refusal import Refusal
 from perdure_services.serving.service import service_of
@@ -115,9 +115,8 @@ class CheckedRequest(Request):
 class CheckedRoute(GuardedRoute):
     """A guarded route that reads its body as a `CheckedRequest`.
 
-    Where it asks the model (it takes a body and needs the scope `predict`), it refuses at the door what would wait too
-    long, before a key is looked up or a byte of the body is read; notes the deadline, which its endpoint gets from
-    `deadline_of`; and gives up when the client leaves.
+    Where it asks the model (it takes a body and needs the scope `predict`), what would wait too long has been refused
+    at the door; here it gives up when the client leaves.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **named: Any) -> None:
@@ -141,12 +140,8 @@ class CheckedRoute(GuardedRoute):
             return await handler(CheckedRequest(request, most=settings.max_body_bytes, deadline=deadline))
 
         async def asking(request: Request) -> Response:
-            service = service_of(request)
-            settings = service.settings
-            deadline = deadline_in(request.scope["headers"], settings.timeout_seconds)
-            service.batcher.check(deadline)
-            mark(request, deadline)
-            asked = CheckedRequest(request, most=settings.max_body_bytes, deadline=deadline)
+            most = service_of(request).settings.max_body_bytes
+            asked = CheckedRequest(request, most=most, deadline=await deadline_of(request))
             with asked.departure:
                 return await handler(asked)
             return Response(status_code=CLIENT_CLOSED_REQUEST)

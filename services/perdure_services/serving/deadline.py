@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends
 from starlette.requests import Request
+from starlette.types import Scope
 
 from perdure_services.serving.refusal import Refusal
 
@@ -55,12 +56,12 @@ def deadline_in(headers: Iterable[tuple[bytes, bytes]], most: float) -> float:
     return time.monotonic() + most
 
 
-def mark(request: Request, deadline: float) -> None:
-    """Notes on `request` when its answer must be there."""
-    request.scope[_DEADLINE] = deadline
+def mark(scope: Scope, deadline: float) -> None:
+    """Notes when the answer to a request must be there."""
+    scope[_DEADLINE] = deadline
 
 
-def deadline_of(request: Request) -> float:
+async def deadline_of(request: Request) -> float:
     """When the answer to `request` must be there, in monotonic seconds; what endpoints that ask the model depend on."""
     deadline: float = request.scope[_DEADLINE]
     return deadline

@@ -9,11 +9,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
 from perdure_services.serving.access import GuardedRoute, needs, open_to_all
-from perdure_services.serving.service import Service, service_of
+from perdure_services.serving.service import Service, parts_of
 
 router = APIRouter(route_class=GuardedRoute, tags=["health"])
 
-Parts = Annotated[Service, Depends(service_of)]
+Parts = Annotated[Service, Depends(parts_of)]
 
 
 @router.get("/healthz")

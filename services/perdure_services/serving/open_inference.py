@@ -17,7 +17,7 @@ from perdure_services.serving.body import CheckedRoute
 from perdure_services.serving.deadline import Deadline
 from perdure_services.serving.refusal import Refusal
 from perdure_services.serving.schemas import Id, Text
-from perdure_services.serving.service import Answered, Service, service_of
+from perdure_services.serving.service import Answered, Service, parts_of
 
 MODEL = "perdure"
 
@@ -26,7 +26,7 @@ OUTPUTS = {"label": "BYTES", "confidence": "FP32", "id": "BYTES"}
 
 router = APIRouter(prefix="/v2", route_class=CheckedRoute, tags=["open inference protocol"])
 
-Parts = Annotated[Service, Depends(service_of)]
+Parts = Annotated[Service, Depends(parts_of)]
 
 
 class InputTensor(BaseModel):

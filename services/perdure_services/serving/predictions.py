@@ -17,11 +17,11 @@ from perdure_services.serving.schemas import (
     PredictRequest,
     Ranked,
 )
-from perdure_services.serving.service import Answered, Service, service_of
+from perdure_services.serving.service import Answered, Service, parts_of
 
 router = APIRouter(prefix="/v1", route_class=CheckedRoute, tags=["predictions"])
 
-Parts = Annotated[Service, Depends(service_of)]
+Parts = Annotated[Service, Depends(parts_of)]
 
 
 @router.post("/predict", response_model_exclude_none=True)

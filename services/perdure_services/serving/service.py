@@ -329,6 +329,11 @@ def service_of(request: Request) -> Service:
     return service
 
 
+async def parts_of(request: Request) -> Service:
+    """The same, for endpoints to depend on: what is not a coroutine would cost them a thread of a pool."""
+    return service_of(request)
+
+
 def _unrecorded() -> Refusal:
     return Refusal(
         503,

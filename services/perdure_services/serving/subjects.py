@@ -10,11 +10,11 @@ from fastapi import APIRouter, Depends, Path
 from perdure_services.serving.access import needs
 from perdure_services.serving.body import CheckedRoute
 from perdure_services.serving.schemas import ErasureAnswer, Subject
-from perdure_services.serving.service import Removed, Service, service_of
+from perdure_services.serving.service import Removed, Service, parts_of
 
 router = APIRouter(prefix="/v1", route_class=CheckedRoute, tags=["subjects"])
 
-Parts = Annotated[Service, Depends(service_of)]
+Parts = Annotated[Service, Depends(parts_of)]
 
 
 @router.delete("/subjects/{subject:path}", status_code=202)

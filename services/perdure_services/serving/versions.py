@@ -20,7 +20,7 @@ from perdure_services.serving.schemas import (
     VersionAnswer,
     VersionsAnswer,
 )
-from perdure_services.serving.service import Service, service_of
+from perdure_services.serving.service import Service, parts_of
 
 SHOWN = 100
 """Newest promotions and versions that are listed."""
@@ -30,7 +30,7 @@ BY = "api"
 
 router = APIRouter(prefix="/v1", route_class=CheckedRoute, tags=["versions"])
 
-Parts = Annotated[Service, Depends(service_of)]
+Parts = Annotated[Service, Depends(parts_of)]
 
 
 def promoter(request: Request) -> str:
