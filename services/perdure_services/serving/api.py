@@ -18,6 +18,7 @@ from perdure.registry import Registry
 from perdure.stream.base import Stream
 from perdure_services.serving import health, open_inference, predictions, refusal, subjects, versions
 from perdure_services.serving.access import SECURITY_SCHEMES, Access, GuardedRoute, open_to_all
+from perdure_services.serving.deadline import HEADER
 from perdure_services.serving.door import Door
 from perdure_services.serving.farewell import Farewell
 from perdure_services.serving.loop_lag import LoopLag
@@ -25,7 +26,12 @@ from perdure_services.serving.metering import Metering
 from perdure_services.serving.security_headers import SecurityHeaders
 from perdure_services.serving.service import Service, service_of
 
-DESCRIPTION = "Predictions by a model that keeps learning, and what people say of them."
+DESCRIPTION = f"""Predictions by a model that keeps learning, and what people say of them.
+
+How long you will wait for a prediction may be said in the header `{HEADER}`, in milliseconds: after them it is not
+computed any more, and answered 504. Where more is asked than can be answered soon, the answer is 429, and `Retry-After`
+says when there will be room.
+"""
 
 
 def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: Callable[[str], Classifier]) -> FastAPI:

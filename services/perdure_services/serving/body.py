@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from perdure_services.serving.access import GuardedRoute
-from perdure_services.serving.deadline import PARAMETER, deadline_of
+from perdure_services.serving.deadline import deadline_of
 from perdure_services.serving.departure import CLIENT_CLOSED_REQUEST, Departure
 from perdure_services.serving.refusal import Refusal
 from perdure_services.serving.service import service_of
@@ -118,13 +118,6 @@ class CheckedRoute(GuardedRoute):
     Where it asks the model (it takes a body and needs the scope `predict`), what would wait too long has been refused
     at the door; here it gives up when the client leaves.
     """
-
-    def __init__(self, path: str, endpoint: Callable[..., Any], **named: Any) -> None:
-        super().__init__(path, endpoint, **named)
-        extra = self.openapi_extra or {}
-        # A route is made once more when its router is included.
-        if self.asks_model and PARAMETER not in extra.get("parameters", ()):
-            self.openapi_extra = {**extra, "parameters": [*extra.get("parameters", ()), PARAMETER]}
 
     @property
     def asks_model(self) -> bool:

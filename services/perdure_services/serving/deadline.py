@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends
 from starlette.requests import Request
@@ -21,16 +21,6 @@ from perdure_services.serving.refusal import Refusal
 HEADER = "X-Request-Timeout-Ms"
 
 HEADERS = frozenset({HEADER.lower().encode(), b"x-envoy-expected-rq-timeout-ms"})
-
-PARAMETER: dict[str, Any] = {
-    "name": HEADER,
-    "in": "header",
-    "required": False,
-    "schema": {"type": "integer", "minimum": 1},
-    "description": "Milliseconds that you will wait for the answer, where that is less than `serving.timeout_seconds`. "
-    "After them nothing is computed any more, and the answer is 504.",
-}
-"""For the description of the API."""
 
 _DEADLINE = "perdure.deadline"
 

@@ -17,6 +17,9 @@ CHARS_PER_TOKEN = 5
 NEWEST = 0.2
 """Weight of the newest batch in the running mean for its size."""
 
+PAUSE = 4.0
+"""A batch counts as having taken at most this many times the mean: longer was not the model but the machine."""
+
 
 @dataclass(frozen=True, slots=True)
 class TextSize:
@@ -81,6 +84,7 @@ class Pace:
         if known is None:
             self._means[size] = (float(work), seconds)
         else:
+            seconds = min(seconds, PAUSE * known[1])
             self._means[size] = (
                 known[0] + NEWEST * (work - known[0]),
                 known[1] + NEWEST * (seconds - known[1]),

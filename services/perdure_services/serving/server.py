@@ -29,6 +29,10 @@ FIRST_LOOK_SECONDS = 600.0
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter from the others; Python's own 5 ms are as long as a small batch takes."""
 
+KEEP_ALIVE_SECONDS = 75
+"""How long a connection may idle: longer than proxies keep theirs (60 seconds mostly), which would otherwise send a
+request into one that is just being closed."""
+
 BACKLOG = 2048
 """Connections that the system keeps until they are accepted."""
 
@@ -142,6 +146,7 @@ def run(
         server_header=False,
         ws="none",
         lifespan="on",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=math.ceil(settings.serving.drain_seconds),
         ssl_context_factory=None if tls is None else lambda config, default: tls,
     )

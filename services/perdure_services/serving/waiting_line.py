@@ -18,6 +18,9 @@ WINDOW = 256
 FIXED_SHARE = 8.0
 """A batch may always take this many times its fixed cost: made smaller, it would only waste it."""
 
+WASTE = 0.25
+"""Share of a batch that may be padding whatever it costs: without it a batch would hold texts of one length alone."""
+
 T = TypeVar("T")
 
 
@@ -39,7 +42,8 @@ class WaitingLine(Generic[T]):
 
     A batch begins with the oldest request, so that none is overtaken for longer than it takes those before it to
     leave. It is filled with those that are nearest to it in length, as long as each costs less in it, padding
-    included, than in a batch of its own; and as long as it is not expected to take longer than `batch_seconds`.
+    included, than in a batch of its own, or little is padding; and as long as it is not expected to take longer than
+    `batch_seconds`.
     """
 
     def __init__(self, pace: Pace, *, max_batch: int, batch_seconds: float) -> None:
@@ -121,4 +125,5 @@ class WaitingLine(Generic[T]):
         pace = self._pace
         if pace.seconds(together.padded) > max(self._batch_seconds, FIXED_SHARE * pace.fixed):
             return False
-        return pace.per_work * (together.padded - size.padded - other.padded) <= pace.fixed
+        padding = together.padded - size.padded - other.padded
+        return pace.per_work * padding <= pace.fixed or together.padded - together.own <= WASTE * together.padded

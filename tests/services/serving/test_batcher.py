@@ -185,6 +185,95 @@ def test_a_request_that_nobody_waits_for_any_more_is_not_computed(champion, star
         gone.result(0)
 
 
+def test_what_is_too_late_is_not_computed(champion, start, until):
+    served = champion()
+    batcher = start(served)
+    hold(served, batcher, until)
+    late = batcher.submit(["late"], deadline=time.monotonic() + 0.05)
+    wanted = batcher.submit(["order"], deadline=time.monotonic() + 60)
+    time.sleep(0.06)
+    served.classifier.gate.set()
+    wanted.result(5)
+    with pytest.raises(Refusal, match="in time") as refusal:
+        late.result(5)
+    assert refusal.value.status_code == 504
+    assert served.classifier.calls == [("first",), ("order",)]
+
+
+def test_who_leaves_frees_the_place_at_once(champion, start, until):
+    served = champion()
+    batcher = start(served, max_queue=1)
+    hold(served, batcher, until)
+    gone = batcher.submit(["gone"])
+    with pytest.raises(Refusal):
+        batcher.check()
+    assert gone.cancel()
+    batcher.check()
+    wanted = batcher.submit(["order"])
+    served.classifier.gate.set()
+    wanted.result(5)
+    assert served.classifier.calls == [("first",), ("order",)]
+
+
+def test_a_door_refuses_what_the_queue_would(champion, start, until):
+    served = champion()
+    batcher = start(served, max_queue=1)
+    batcher.check()
+    hold(served, batcher, until)
+    batcher.check()
+    waiting = batcher.submit(["order"])
+    for refused in (batcher.check, lambda: batcher.submit(["refund"])):
+        with pytest.raises(Refusal) as refusal:
+            refused()
+        assert refusal.value.status_code == 429
+    served.classifier.gate.set()
+    waiting.result(5)
+
+
+def test_a_long_text_is_computed_apart_from_short_ones(champion, start, until, monkeypatch):
+    served = champion()
+    batcher = start(served, max_batch=8)
+    for work in (20, 400):
+        batcher._pace.learn(work, 0.002 + 0.0001 * work)
+    monkeypatch.setattr(batcher._pace, "learn", lambda work, seconds: None)
+    hold(served, batcher, until)
+    long = "refund" + "x" * 290
+    futures = [batcher.submit(texts) for texts in (["order"], [long, "password"], ["refund"])]
+    served.classifier.gate.set()
+    wait_for(futures, 5)
+    assert served.classifier.calls[1:] == [("order", "refund"), ("password",), (long,)]
+    names = [future.result().scores.names() for future in futures]
+    assert names == [("order@v1",), ("refund@v1", "login@v1"), ("refund@v1",)]
+
+
+def test_how_long_the_model_has_been_at_it_is_known(champion, start, until):
+    served = champion()
+    batcher = start(served)
+    assert batcher.busy_seconds == 0.0
+    running = hold(served, batcher, until)
+    time.sleep(0.03)
+    assert 0.03 <= batcher.busy_seconds < 5
+    served.classifier.gate.set()
+    running.result(5)
+    until(lambda: batcher.busy_seconds == 0.0)
+
+
+def test_the_thread_outlives_whatever_goes_wrong(champion, start):
+    served = champion()
+    broken = [True]
+
+    def source():
+        if broken.pop() if broken else False:
+            raise OSError("no champion today")
+        return served
+
+    batcher = start(source)
+    with pytest.raises(OSError, match="no champion today"):
+        batcher.submit(["order"]).result(5)
+    assert batcher.submit(["order"]).result(5).version == "v1"
+    assert batcher.busy_seconds == 0.0 or batcher.alive
+
+
 def test_without_a_champion_requests_are_refused(start):
     with pytest.raises(Refusal, match="no version is served") as refusal:
         start(lambda: None).submit(["a"]).result(5)

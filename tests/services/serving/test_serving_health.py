@@ -3,8 +3,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from starlette.testclient import TestClient
 
+from perdure.config import Settings
+from perdure.stream import MemoryStream
+from perdure_services.serving import create_app
 from perdure_services.serving import service as module
+
+HURRY = {"X-Request-Timeout-Ms": "120"}
 
 
 def test_ready_only_when_a_version_is_loaded_and_answers(registry, publish, serving, shelf, until):
@@ -28,6 +34,45 @@ def test_not_ready_while_the_model_hangs(registry, publish, serving, shelf, monk
         assert response.status_code == 503
         assert "no answer" in response.json()["reason"]
         model.gate.set()
+
+
+def test_a_model_that_hangs_is_seen_though_it_just_answered(registry, publish, serving, shelf, until, monkeypatch):
+    publish(registry, "v1")
+    with serving() as client:
+        (model,) = shelf.made["v1"]
+        assert client.post("/v1/predict", json={"text": "order"}).status_code == 200
+        assert client.get("/readyz").status_code == 200
+        monkeypatch.setattr(module, "PROBE_SECONDS", 0.05)
+        model.gate.clear()
+        assert client.post("/v1/predict", json={"text": "order"}, headers=HURRY).status_code == 504
+        response = client.get("/readyz")
+        assert response.status_code == client.get("/v2/health/ready").status_code == 503
+        assert "given no answer for" in response.json()["reason"]
+        assert client.get("/healthz").status_code == 200, "it may answer yet"
+        monkeypatch.setattr(module, "STUCK_SECONDS", 0.1)
+        assert client.get("/healthz").status_code == 503, "it will not: only a restart helps"
+        model.gate.set()
+        until(lambda: client.get("/readyz").status_code == 200)
+        assert client.get("/healthz").status_code == 200
+
+
+def test_started_once_the_first_version_is_loaded(registry, publish, shelf, until):
+    publish(registry, "v1")
+    shelf.gate.clear()
+    app = create_app(Settings(), registry=registry, stream=MemoryStream(), load=shelf)
+    with TestClient(app) as client:
+        assert (client.get("/startupz").status_code, client.get("/readyz").status_code) == (503, 503)
+        assert client.get("/healthz").status_code == 200
+        shelf.gate.set()
+        until(lambda: client.get("/startupz").status_code == 200)
+        assert client.get("/startupz").json() == {"started": True}
+        app.state.service.drain()
+        assert client.get("/startupz").status_code == 200
+
+
+def test_started_without_a_version_too(serving):
+    with serving() as client:
+        assert (client.get("/startupz").status_code, client.get("/readyz").status_code) == (200, 503)
 
 
 def test_not_ready_when_the_model_fails(registry, publish, serving, shelf):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from perdure.config import Settings
 from perdure.errors import StreamError
 from perdure.records import Feedback, Interaction
-from perdure.config import Settings
 from perdure_services.serving.schemas import MAX_FEEDBACK
 
 JSON = {"Content-Type": "application/json"}
