@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -103,7 +104,7 @@ class Connection:
         try:
             return await self._ask(text)
         except (OSError, asyncio.IncompleteReadError):
-            self.close()
+            await self.close()
             if not used:
                 raise
         # The server had closed it while it idled, and says nothing about this request by it.
@@ -124,14 +125,17 @@ class Connection:
         headers = dict(line.split(": ", 1) for line in lines[1:] if line)
         await reader.readexactly(int(headers.get("content-length", 0)))
         if headers.get("connection") == "close":
-            self.close()
+            await self.close()
         after = headers.get("retry-after")
         return int(lines[0].split()[1]), None if after is None else float(after)
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Ends it; the next request opens another."""
         if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
+            writer, self._streams = self._streams[1], None
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
 
 class Load:
@@ -216,9 +220,9 @@ class Load:
         self._made += 1
         return Connection(self._host, self._port, self._limit)
 
-    def close(self) -> None:
-        for connection in self._idle:
-            connection.close()
+    async def close(self) -> None:
+        """Ends all connections."""
+        await asyncio.gather(*(connection.close() for connection in self._idle))
 
 
 async def measure(url: str, *, seconds: float, limit: float, rates: Sequence[float], seed: int) -> dict[str, Any]:
@@ -237,7 +241,7 @@ async def measure(url: str, *, seconds: float, limit: float, rates: Sequence[flo
         rows.append({"retries": True, **again.row(limit, capacity)})
         print(json.dumps(rows[-1]), flush=True)
     finally:
-        load.close()
+        await load.close()
     best = max(row["goodput_per_second"] for row in rows)
     kept = min(row["goodput_per_second"] for row in rows if row["times_capacity"] >= max(rates)) / best
     return {
