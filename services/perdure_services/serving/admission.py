@@ -57,8 +57,6 @@ class Admission:
         self._expected = self._drift * self._pace.seconds(size.own, batches)
         if len(self._line):
             self._fill += NEWEST * (size.texts / batches - self._fill)
-        else:
-            self._empty_at = now
 
     def ended(self, size: TextSize, batches: int, now: float) -> None:
         """That batch is answered, or failed."""

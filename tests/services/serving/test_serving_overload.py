@@ -384,6 +384,40 @@ def test_what_goes_on_when_the_client_leaves_is_cancelled():
     assert cleaned
 
 
+def test_after_the_answer_nobody_is_watched():
+    asked = []
+
+    async def receive():
+        asked.append(True)
+        return {"type": "http.disconnect"}
+
+    async def run():
+        async def work():
+            return "done"
+
+        assert await answering(receive, work) == ("done", False)
+        await asyncio.sleep(2 * departure.PATIENCE_SECONDS)
+
+    asyncio.run(run())
+    assert not asked
+
+
+def test_a_task_that_is_cancelled_by_client_and_server_stays_cancelled():
+    async def run():
+        async def work():
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                task.cancel()
+                raise
+
+        task = asyncio.create_task(answering(leaves, work))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+
+
 def test_a_task_that_others_cancel_stays_cancelled():
     async def run():
         task = asyncio.create_task(answering(stays, stays))
