@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from perdure_services.serving.access import GuardedRoute
-from perdure_services.serving.deadline import deadline_of
-from perdure_services.serving.departure import CLIENT_CLOSED_REQUEST, Departure
+from perdure_services.serving.deadline import current_deadline
+from perdure_services.serving.departure import watch_from_now
 from perdure_services.serving.refusal import Refusal
 from perdure_services.serving.service import service_of
 
@@ -21,17 +21,9 @@ from perdure_services.serving.service import service_of
 class CheckedRequest(Request):
     """A request whose body is read up to a bound, and refused in words when it is late, too long or not JSON.
 
-    Args:
-        request: what came.
-        most: bytes that the body may have.
-        deadline: when it must have come (monotonic seconds).
+    Its bound is the setting `serving.max_body_bytes`; it must come by the request's deadline, or within
+    `serving.timeout_seconds`. From then on the client's departure is watched for, where somebody wants to know of it.
     """
-
-    def __init__(self, request: Request, *, most: int, deadline: float) -> None:
-        super().__init__(request.scope, request.receive)
-        self.departure = Departure(request.receive)
-        self._most = most
-        self._deadline = deadline
 
     async def body(self) -> bytes:
         """The body.
@@ -40,11 +32,11 @@ class CheckedRequest(Request):
             Refusal: 408 when it comes too slowly, 413 when it is too long, 415 when it says that it is not JSON.
         """
         if not hasattr(self, "_body"):
+            settings = service_of(self).settings
+            seconds = min(current_deadline() - time.monotonic(), settings.timeout_seconds)
             try:
-                async with asyncio.timeout(self._deadline - time.monotonic()):
-                    self._body = await self._bounded()
-                # Nothing but the client's departure can come after the body.
-                self.departure.watch()
+                async with asyncio.timeout(seconds):
+                    self._body = await self._bounded(settings.max_body_bytes)
             except TimeoutError as error:
                 raise Refusal(
                     408,
@@ -52,6 +44,7 @@ class CheckedRequest(Request):
                     do="send the request again, faster or with fewer texts",
                     headers={"Connection": "close"},
                 ) from error
+            watch_from_now(self)
         return self._body
 
     async def json(self) -> Any:
@@ -76,25 +69,25 @@ class CheckedRequest(Request):
             shown = raw[:80].decode("utf-8", "replace")
             raise Refusal(400, f"the body is not JSON: {error}", value=shown, do="send a JSON object") from error
 
-    async def _bounded(self) -> bytes:
+    async def _bounded(self, most: int) -> bytes:
         parts: list[bytes] = []
         declared = self.headers.get("content-length", "")
         size = 0
         # What says that it is too long need not be read to be refused.
-        if declared.isdigit() and len(declared) <= 18 and int(declared) > self._most:
-            raise self._too_long()
+        if declared.isdigit() and len(declared) <= 18 and int(declared) > most:
+            raise self._too_long(most)
         async for part in self.stream():
             parts.append(part)
             size += len(part)
-            if size > self._most:
-                raise self._too_long()
+            if size > most:
+                raise self._too_long(most)
         self._check_type(size)
         return b"".join(parts)
 
-    def _too_long(self) -> Refusal:
+    def _too_long(self, most: int) -> Refusal:
         return Refusal(
             413,
-            f"the body has more than {self._most} bytes",
+            f"the body has more than {most} bytes",
             value=self.headers.get("content-length"),
             do="send fewer texts in one request",
         )
@@ -113,33 +106,15 @@ class CheckedRequest(Request):
 
 
 class CheckedRoute(GuardedRoute):
-    """A guarded route that reads its body as a `CheckedRequest`.
-
-    Where it asks the model (it takes a body and needs the scope `predict`), what would wait too long has been refused
-    at the door; here it gives up when the client leaves.
-    """
-
-    @property
-    def asks_model(self) -> bool:
-        """Whether answering takes the model."""
-        return self.needed == "predict" and "POST" in (self.methods or ())
+    """A guarded route that reads its body as a `CheckedRequest`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
         async def checked(request: Request) -> Response:
-            settings = service_of(request).settings
-            deadline = time.monotonic() + settings.timeout_seconds
-            return await handler(CheckedRequest(request, most=settings.max_body_bytes, deadline=deadline))
+            return await handler(CheckedRequest(request.scope, request.receive))
 
-        async def asking(request: Request) -> Response:
-            most = service_of(request).settings.max_body_bytes
-            asked = CheckedRequest(request, most=most, deadline=await deadline_of(request))
-            with asked.departure:
-                return await handler(asked)
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-        return asking if self.asks_model else checked
+        return checked
 
 
 def _no_constant(name: str) -> None:

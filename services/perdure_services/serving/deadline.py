@@ -8,13 +8,11 @@ refuse cheaply. Milliseconds in a header of their own are what Envoy sends to th
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable
-from typing import Annotated
-
-from fastapi import Depends
-from starlette.requests import Request
-from starlette.types import Scope
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from perdure_services.serving.refusal import Refusal
 
@@ -22,7 +20,7 @@ HEADER = "X-Request-Timeout-Ms"
 
 HEADERS = frozenset({HEADER.lower().encode(), b"x-envoy-expected-rq-timeout-ms"})
 
-_DEADLINE = "perdure.deadline"
+_deadline: ContextVar[float] = ContextVar("perdure_deadline", default=math.inf)
 
 
 def deadline_in(headers: Iterable[tuple[bytes, bytes]], most: float) -> float:
@@ -46,18 +44,19 @@ def deadline_in(headers: Iterable[tuple[bytes, bytes]], most: float) -> float:
     return time.monotonic() + most
 
 
-def mark(scope: Scope, deadline: float) -> None:
-    """Notes when the answer to a request must be there."""
-    scope[_DEADLINE] = deadline
+@contextmanager
+def wanted_by(deadline: float) -> Iterator[None]:
+    """What is done inside is wanted by `deadline`."""
+    token = _deadline.set(deadline)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
 
 
-async def deadline_of(request: Request) -> float:
-    """When the answer to `request` must be there, in monotonic seconds; what endpoints that ask the model depend on."""
-    deadline: float = request.scope[_DEADLINE]
-    return deadline
-
-
-Deadline = Annotated[float, Depends(deadline_of)]
+def current_deadline() -> float:
+    """When the answer to the request that is being answered must be there, in monotonic seconds; infinite if never."""
+    return _deadline.get()
 
 
 def too_late() -> Refusal:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
-from starlette.types import Receive
+from starlette.requests import Request
+from starlette.types import Receive, Scope
 
 PATIENCE_SECONDS = 0.05
 """A client is watched from then on: most answers are there sooner, and watching costs a task."""
@@ -14,14 +15,18 @@ CLIENT_CLOSED_REQUEST = 499
 """What is counted for them; nginx's number, as HTTP has none. Nobody receives it."""
 
 
+_DEPARTURE = "perdure.departure"
+
+
 class Departure:
     """Cancels what it surrounds when the client leaves.
 
     To be used in the task that answers, around everything that may be given up; `gone` says afterwards whether it was.
-    It must not be entered before the body has been read, since it reads what comes after it.
+    It must not watch before the body has been read, since it reads what comes after it.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        scope[_DEPARTURE] = self
         self._receive = receive
         self._timer: asyncio.TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -60,3 +65,10 @@ class Departure:
         self.gone = True
         if self._answering is not None:
             self._answering.cancel()
+
+
+def watch_from_now(request: Request) -> None:
+    """The body of `request` has been read: its client is watched, where a `Departure` surrounds what answers it."""
+    departure: Departure | None = request.scope.get(_DEPARTURE)
+    if departure is not None:
+        departure.watch()

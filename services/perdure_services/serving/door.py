@@ -6,10 +6,12 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from perdure_services.serving.body import CheckedRoute
-from perdure_services.serving.deadline import deadline_in, mark
+from perdure_services.serving.access import GuardedRoute
+from perdure_services.serving.deadline import deadline_in, wanted_by
+from perdure_services.serving.departure import CLIENT_CLOSED_REQUEST, Departure
 from perdure_services.serving.loop_lag import LoopLag
 from perdure_services.serving.refusal import Refusal, answer
 from perdure_services.serving.service import Service
@@ -18,17 +20,23 @@ KNOWN_PATHS = 256
 """Paths of which it is remembered whether they ask the model."""
 
 
-class Door:
-    """ASGI middleware that refuses what would wait too long.
+def asks_model(route: GuardedRoute) -> bool:
+    """Whether answering at `route` takes the model: it takes a body, and needs the scope `predict`."""
+    return route.needed == "predict" and "POST" in (route.methods or ())
 
-    It stands before everything that costs: routing, keys, and the body, of which not a byte is read.
+
+class Door:
+    """ASGI middleware that refuses what would wait too long, and gives up what nobody waits for any more.
+
+    It refuses before anything that costs: routing, keys, and the body, of which not a byte is read. What it lets in
+    has a deadline, `current_deadline`, and is cancelled when its client leaves.
     """
 
     def __init__(self, app: ASGIApp, service: Service, lag: LoopLag, routes: Sequence[object]) -> None:
         self._app = app
         self._service = service
         self._lag = lag
-        self._routes = [route for route in routes if isinstance(route, CheckedRoute) and route.asks_model]
+        self._routes = [route for route in routes if isinstance(route, GuardedRoute) and asks_model(route)]
         self._route_at = lru_cache(KNOWN_PATHS)(self._find)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,12 +53,15 @@ class Door:
             response = answer(error.status_code, error.what, value=error.value, do=error.do, headers=error.headers)
             await response(scope, receive, send)
             return
-        mark(scope, deadline)
         self._lag.under_way += 1
         try:
-            await self._app(scope, receive, send)
+            with wanted_by(deadline), Departure(scope, receive):
+                await self._app(scope, receive, send)
+                return
         finally:
             self._lag.under_way -= 1
+        # The client has left.
+        await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
 
-    def _find(self, path: str) -> CheckedRoute | None:
+    def _find(self, path: str) -> GuardedRoute | None:
         return next((route for route in self._routes if re.match(route.path_regex, path)), None)

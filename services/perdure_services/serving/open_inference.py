@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, Response
 
 from perdure_services.serving.access import needs, open_to_all
 from perdure_services.serving.body import CheckedRoute
-from perdure_services.serving.deadline import Deadline
 from perdure_services.serving.refusal import Refusal
 from perdure_services.serving.schemas import Id, Text
 from perdure_services.serving.service import Answered, Service, parts_of
@@ -127,7 +126,7 @@ async def model_ready(name: str, service: Parts) -> Response:
 
 @router.post("/models/{name}/infer", response_model_exclude_none=True)
 @needs("predict")
-async def infer(name: str, asked: InferRequest, service: Parts, deadline: Deadline) -> InferResponse:
+async def infer(name: str, asked: InferRequest, service: Parts) -> InferResponse:
     """Classify texts."""
     _known(name)
     tensor = asked.inputs[0]
@@ -139,7 +138,7 @@ async def infer(name: str, asked: InferRequest, service: Parts, deadline: Deadli
         shape = list(tensor.shape)
         what = f"inputs.0: shape {shape} holds {size} texts, but data holds {len(texts)}"
         raise Refusal(422, what, value=str(shape), do=f"send the shape [{len(texts)}]")
-    answered = await service.predict(texts, deadline=deadline)
+    answered = await service.predict(texts)
     wanted = OUTPUTS if asked.outputs is None else [output.name for output in asked.outputs]
     outputs = tuple(_output(output, answered) for output in wanted)
     return InferResponse(model_name=MODEL, model_version=answered[0].version, id=asked.id, outputs=outputs)

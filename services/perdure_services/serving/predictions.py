@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends
 
 from perdure_services.serving.access import needs
 from perdure_services.serving.body import CheckedRoute
-from perdure_services.serving.deadline import Deadline
 from perdure_services.serving.schemas import (
     FeedbackAnswer,
     FeedbackRequest,
@@ -26,10 +25,10 @@ Parts = Annotated[Service, Depends(parts_of)]
 
 @router.post("/predict", response_model_exclude_none=True)
 @needs("predict")
-async def predict(asked: PredictRequest, service: Parts, deadline: Deadline) -> PredictionAnswer | PredictionsAnswer:
+async def predict(asked: PredictRequest, service: Parts) -> PredictionAnswer | PredictionsAnswer:
     """Classify one text, or several by the same version."""
     texts = (asked.text,) if asked.text is not None else asked.texts or ()
-    answered = await service.predict(texts, top=asked.top_k or 1, subject=asked.subject, deadline=deadline)
+    answered = await service.predict(texts, top=asked.top_k or 1, subject=asked.subject)
     predictions = tuple(_shown(one, ranked=asked.top_k is not None) for one in answered)
     if asked.text is not None:
         return predictions[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from perdure.registry import Registry
 from perdure.stream.base import Stream
 from perdure_services.serving.batcher import Answer, Batcher, no_champion
 from perdure_services.serving.champion import WARM_UP, ChampionWatcher
-from perdure_services.serving.deadline import too_late
+from perdure_services.serving.deadline import current_deadline, too_late
 from perdure_services.serving.limits import check_texts
 from perdure_services.serving.metrics import Metrics
 from perdure_services.serving.pace import CHARS_PER_TOKEN
@@ -209,7 +208,7 @@ class Service:
         return Readiness(True, "serving")
 
     async def predict(
-        self, texts: Sequence[str], *, top: int = 1, subject: str | None = None, deadline: float = math.inf
+        self, texts: Sequence[str], *, top: int = 1, subject: str | None = None, deadline: float | None = None
     ) -> tuple[Answered, ...]:
         """One answer for each text, all by one version, recorded together.
 
@@ -219,20 +218,21 @@ class Service:
             texts: at least one.
             top: how many of the most probable labels to give.
             subject: whose data the texts are.
-            deadline: when the answer must be there, in seconds of `time.monotonic`; never later than
-                `timeout_seconds` from now.
+            deadline: when the answer must be there, in seconds of `time.monotonic`, and never later than
+                `timeout_seconds` from now; None for that of the request which is being answered.
 
         Raises:
             Refusal: 413 a text is too long, 422 too many texts, 429 they would wait too long, 503 nothing is served
                 or nothing can be recorded where the operator chose to refuse then, 504 no answer in time.
         """
         check_texts(texts, self.settings)
-        deadline = min(deadline, time.monotonic() + self.settings.timeout_seconds)
+        asked_for = current_deadline() if deadline is None else deadline
+        until = min(asked_for, time.monotonic() + self.settings.timeout_seconds)
         if self.champions.current is None:
             raise no_champion()
         if self.settings.record and self._refuses and self.recorder.failing:
             raise _unrecorded()
-        answer = await self._scores(texts, deadline)
+        answer = await self._scores(texts, until)
         predictions = answer.scores.predictions(top)
         self.metrics.predicted(answer.version, [prediction.label for prediction in predictions])
         at = now()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import socket
 import threading
 import time
@@ -11,13 +12,12 @@ import time
 import pytest
 import uvicorn
 from prometheus_client import CollectorRegistry, Counter
-from starlette.requests import Request
 
 from perdure.config import Settings
 from perdure.records import MAX_TEXT_BYTES
 from perdure_services.serving import create_app, departure, door
 from perdure_services.serving.body import CheckedRequest
-from perdure_services.serving.deadline import deadline_in
+from perdure_services.serving.deadline import current_deadline, deadline_in, wanted_by
 from perdure_services.serving.departure import CLIENT_CLOSED_REQUEST, Departure
 from perdure_services.serving.loop_lag import FEW, LATE_SECONDS, LoopLag
 from perdure_services.serving.refusal import Refusal
@@ -112,6 +112,12 @@ def test_the_server_has_a_deadline_of_its_own(registry, publish, serving, shelf)
         model.gate.set()
 
 
+def test_a_deadline_holds_for_what_is_done_inside():
+    with wanted_by(5.0), wanted_by(3.0):
+        assert current_deadline() == 3.0
+    assert current_deadline() == math.inf
+
+
 def test_other_protocols_give_a_deadline_of_their_own(client, held):
     service = client.app.state.service
     with pytest.raises(Refusal) as refusal:
@@ -159,7 +165,7 @@ def test_at_the_door_not_a_byte_of_the_body_is_read(client, full):
     assert headers[b"retry-after"] == b"1"
     assert headers[b"x-content-type-options"] == b"nosniff", "what all answers have, this one has too"
     assert counted(client, "perdure_requests_shed_total") == 1.0
-    assert counted(client, 'perdure_requests_total{method="POST",route="/v1/predict",status="429"}') == 1.0
+    assert counted(client, '{method="POST",route="/v1/predict",status="429"}') == 1.0
 
 
 def test_what_does_not_ask_the_model_passes_the_door(client, full):
@@ -345,7 +351,7 @@ def answering(receive, work, **named):
     """What `work` becomes in a task that watches its client."""
 
     async def run():
-        watched = Departure(receive)
+        watched = Departure({}, receive)
         with watched:
             watched.watch()
             return await work(), watched.gone
@@ -450,30 +456,37 @@ def test_limits_are_settings(registry, publish, serving):
     assert Settings().serving.max_text_bytes == MAX_TEXT_BYTES
 
 
-def asked(body, *, headers=(), deadline=5.0, most=10, pause=0.0):
-    sent = list(body)
-    read = []
+@pytest.fixture
+def asked(registry, stream, shelf):
+    """Reads a body of at most 10 bytes."""
+    settings = Settings().with_values({"serving.max_body_bytes": 10})
+    app = create_app(settings, registry=registry, stream=stream, load=shelf)
 
-    async def receive():
-        await asyncio.sleep(pause)
-        part = sent.pop(0)
-        read.append(part)
-        return {"type": "http.request", "body": part, "more_body": bool(sent)}
+    def read_body(body, *, headers=(), seconds=5.0, pause=0.0):
+        sent = list(body)
+        read = []
 
-    scope = {"type": "http", "headers": [(b"content-type", b"application/json"), *headers]}
+        async def receive():
+            await asyncio.sleep(pause)
+            part = sent.pop(0)
+            read.append(part)
+            return {"type": "http.request", "body": part, "more_body": bool(sent)}
 
-    async def run():
-        request = CheckedRequest(Request(scope, receive), most=most, deadline=time.monotonic() + deadline)
-        with request.departure:
-            return await request.body()
+        scope = {"type": "http", "headers": [(b"content-type", b"application/json"), *headers], "app": app}
 
-    try:
-        return asyncio.run(run()), read
-    except Refusal as refusal:
-        return refusal, read
+        async def run():
+            with wanted_by(time.monotonic() + seconds):
+                return await CheckedRequest(scope, receive).body()
+
+        try:
+            return asyncio.run(run()), read
+        except Refusal as refusal:
+            return refusal, read
+
+    return read_body
 
 
-def test_a_body_that_says_that_it_is_too_long_is_not_read():
+def test_a_body_that_says_that_it_is_too_long_is_not_read(asked):
     refusal, read = asked([b"1234", b"5678"], headers=[(b"content-length", b"11")])
     assert (refusal.status_code, refusal.value, read) == (413, "11", [])
     body, _ = asked([b"1234", b"5678"], headers=[(b"content-length", b"8")])
@@ -483,9 +496,9 @@ def test_a_body_that_says_that_it_is_too_long_is_not_read():
     assert (refusal.status_code, len(read)) == (413, 3)
 
 
-def test_a_body_that_comes_too_slowly_is_given_up():
+def test_a_body_that_comes_too_slowly_is_given_up(asked):
     start = time.monotonic()
-    refusal, read = asked([b"1"] * 10, pause=0.05, deadline=0.12)
+    refusal, read = asked([b"1"] * 10, pause=0.05, seconds=0.12)
     assert refusal.status_code == 408
     assert refusal.headers == {"Connection": "close"}
     assert len(read) == 2
