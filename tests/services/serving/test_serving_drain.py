@@ -99,8 +99,24 @@ def test_records_are_written_though_requests_have_used_up_the_time(
     monkeypatch.setattr(stream, "append", slowly)
     with serving(drain_seconds=30.0) as client:
         assert client.post("/v1/predict", json={"text": "order"}).json()["recorded"] is False
-        service_of(client).end_within(0.0)
-    assert [record.text for record in records(stream)] == ["order"]
+        client.post("/v1/feedback", json={"id": "a", "label": "refund"})
+        service = service_of(client)
+        service.end_within(0.0)
+        service.close()
+        assert not service.recorder.alive, "it was waited for"
+        assert service.recorder.unsent == 0
+    assert len(records(stream)) == 2
+
+
+def test_the_time_to_end_counts_from_when_nothing_more_is_taken(server, monkeypatch):
+    async def ended(self, sockets=None):
+        pass
+
+    monkeypatch.setattr(uvicorn.Server, "shutdown", ended)
+    service = server._service
+    asyncio.run(server.shutdown())
+    assert asyncio.run(service.ready()).reason == "stopping"
+    assert service._end == pytest.approx(time.monotonic() + service.settings.drain_seconds, abs=1.0)
 
 
 def test_a_connection_may_idle_longer_than_a_proxy_keeps_it(monkeypatch, registry, stream, shelf):
