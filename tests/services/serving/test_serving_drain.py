@@ -93,7 +93,7 @@ def test_records_are_written_though_requests_have_used_up_the_time(
     write = stream.append
 
     def slowly(batch):
-        time.sleep(0.3)
+        time.sleep(0.45)
         write(batch)
 
     monkeypatch.setattr(stream, "append", slowly)
