@@ -28,7 +28,7 @@ Parts = Annotated[Service, Depends(service_of)]
 async def predict(asked: PredictRequest, service: Parts) -> PredictionAnswer | PredictionsAnswer:
     """Classify one text, or several by the same version."""
     texts = (asked.text,) if asked.text is not None else asked.texts or ()
-    answered = await service.predict(texts, top=asked.top_k or 1, subject=asked.subject)
+    answered = await service.predict(texts, top=asked.top_k or 1, subject=asked.subject, labels=asked.labels)
     predictions = tuple(_shown(one, ranked=asked.top_k is not None) for one in answered)
     if asked.text is not None:
         return predictions[0]

@@ -16,6 +16,9 @@ MAX_FEEDBACK = 1000
 
 MAX_NAME_CHARS = 100
 
+MAX_ALLOWED_LABELS = 10_000
+"""Most labels that a request may restrict its answers to."""
+
 
 def _encoded(text: str) -> bytes:
     try:
@@ -54,9 +57,13 @@ Id = Annotated[str, Field(max_length=MAX_NAME_CHARS), AfterValidator(_name)]
 LabelName = Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(_name)]
 Subject = Annotated[str, Field(max_length=200), AfterValidator(_name)]
 Reason = Annotated[str, Field(max_length=500), AfterValidator(_name)]
+AllowedLabels = Annotated[tuple[LabelName, ...], Field(min_length=1, max_length=MAX_ALLOWED_LABELS, fail_fast=True)]
+TopK = Annotated[int, Field(strict=True, ge=1, le=1000)]
 
 
-class _Request(BaseModel):
+class StrictRequest(BaseModel):
+    """Part of a request; a field that it does not know is refused with the nearest one that it does."""
+
     model_config = ConfigDict(frozen=True)
 
     @model_validator(mode="before")
@@ -74,13 +81,15 @@ class _Request(BaseModel):
         return fields
 
 
-class PredictRequest(_Request):
+class PredictRequest(StrictRequest):
     """One text, or several that are answered by the same version."""
 
     text: Text | None = None
     texts: Annotated[tuple[Text, ...], Field(min_length=1, fail_fast=True)] | None = None
-    top_k: Annotated[int, Field(strict=True, ge=1, le=1000)] | None = None
+    top_k: TopK | None = None
     """How many of the most probable labels to return, beside the best."""
+    labels: AllowedLabels | None = None
+    """Answer only with one of these; confidences are shares of the probability that they have together."""
     subject: Subject | None = None
     """Whose data this is; `DELETE /v1/subjects/{id}` goes by it."""
 
@@ -119,7 +128,7 @@ class PredictionsAnswer(BaseModel):
     version: str
 
 
-class FeedbackItem(_Request):
+class FeedbackItem(StrictRequest):
     """What the label of one prediction really is."""
 
     id: Id
@@ -127,7 +136,7 @@ class FeedbackItem(_Request):
     source: Annotated[str, Field(max_length=200), AfterValidator(_name)] = "user"
 
 
-class FeedbackRequest(_Request):
+class FeedbackRequest(StrictRequest):
     """One label, or several in `feedback`."""
 
     id: Id | None = None
@@ -160,7 +169,7 @@ class FeedbackAnswer(BaseModel):
     recorded: bool
 
 
-class ReasonRequest(_Request):
+class ReasonRequest(StrictRequest):
     """Why a version is promoted or rolled back."""
 
     reason: Reason | None = None

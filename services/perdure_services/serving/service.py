@@ -19,6 +19,7 @@ from perdure.registry import Registry
 from perdure.stream.base import Stream
 from perdure_services.serving.batcher import Batcher, no_champion
 from perdure_services.serving.champion import WARM_UP, ChampionWatcher
+from perdure_services.serving.choice import check_labels, choices
 from perdure_services.serving.metrics import Metrics
 from perdure_services.serving.recorder import Recorder
 from perdure_services.serving.refusal import Refusal
@@ -150,22 +151,38 @@ class Service:
                 return Readiness(False, f"the model failed: {type(error).__name__}")
         return Readiness(True, "serving")
 
-    async def predict(self, texts: Sequence[str], *, top: int = 1, subject: str | None = None) -> tuple[Answered, ...]:
-        """One answer for each text, all by one version, recorded together.
+    async def predict(
+        self,
+        texts: Sequence[str],
+        *,
+        top: int = 1,
+        subject: str | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> tuple[Answered, ...]:
+        """One answer for each text, all by one version, recorded together as they are given.
+
+        Args:
+            texts: at least one.
+            top: how many of the most probable labels to give.
+            subject: whose data the texts are.
+            labels: those that may be answered; None for all that the version knows.
 
         Raises:
-            Refusal: 422 too many texts, 429 too many requests wait, 503 nothing is served or nothing can be recorded
-                where the operator chose to refuse then.
+            Refusal: 422 too many texts, or a label that the version does not know; 429 too many requests wait, 503
+                nothing is served or nothing can be recorded where the operator chose to refuse then.
         """
         most = self.settings.max_texts
         if len(texts) > most:
             raise Refusal(422, f"{len(texts)} texts in one request", value=len(texts), do=f"send at most {most}")
-        if self.champions.current is None:
+        if (current := self.champions.current) is None:
             raise no_champion()
+        if labels is not None:
+            # Before the model is asked; the version that answers may be a newer one, and is asked again.
+            check_labels(current.version, current.classifier.labels, labels)
         if self.settings.record and self._refuses and self.recorder.failing:
             raise _unrecorded()
         answer = await asyncio.wrap_future(self.batcher.submit(texts))
-        predictions = answer.scores.predictions(top)
+        predictions = choices(answer.version, answer.scores, top=top, allowed=labels)
         self.metrics.predicted(answer.version, [prediction.label for prediction in predictions])
         at = now()
         interactions = [

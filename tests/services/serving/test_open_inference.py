@@ -31,7 +31,10 @@ def test_the_server_and_the_model_describe_themselves(client):
         "label": "BYTES",
         "confidence": "FP32",
         "id": "BYTES",
+        "top_label": "BYTES",
+        "top_confidence": "FP32",
     }
+    assert client.get("/v2/models/perdure/versions/v1").json() == model
 
 
 def test_health(client):
@@ -88,6 +91,11 @@ def test_data_may_be_nested(client, shape, data):
         ({"inputs": [tensor(data=["a", ""])]}, "inputs.0.data.1"),
         ({"inputs": [tensor(data=[1, 2])]}, "inputs.0.data.0"),
         ({"inputs": [tensor(shape=[9], data=["a"] * 9)]}, "9 texts"),
+        ({"inputs": [tensor()], "parameters": {"label": "[]"}}, "'label': did you mean 'labels'"),
+        ({"inputs": [tensor()], "parameters": {"labels": "order@v1"}}, "parameters.labels: is no JSON array"),
+        ({"inputs": [tensor()], "parameters": {"labels": "[]"}}, "parameters.labels"),
+        ({"inputs": [tensor()], "parameters": {"labels": '["ordr@v1"]'}}, "labels.0: version v1 knows no label"),
+        ({"inputs": [tensor()], "parameters": {"top_k": "2"}}, "parameters.top_k"),
         ({"inputs": [tensor()], "outputs": [{"name": "scores"}]}, "outputs.0.name"),
     ],
 )
@@ -120,3 +128,31 @@ def test_without_a_champion_it_is_unavailable(serving):
         assert infer(client, {"inputs": [tensor()]}).status_code == 503
         assert client.get("/v2/health/ready").status_code == 503
         assert client.get("/v2/models/perdure").json()["versions"] == []
+
+
+def test_parameters_say_which_labels_may_be_answered_and_how_many(client, stream, records):
+    parameters = {"labels": '["login@v1", "order@v1"]', "top_k": 5, "subject": "ann"}
+    answer = infer(client, {"inputs": [tensor()], "parameters": parameters}).json()
+    outputs = {output["name"]: output for output in answer["outputs"]}
+    assert set(outputs) == {"label", "confidence", "id", "top_label", "top_confidence"}
+    # Neither is meant by "a refund": in the order of the version's labels.
+    assert outputs["label"]["data"] == ["order@v1", "order@v1"]
+    assert outputs["top_label"]["shape"] == outputs["top_confidence"]["shape"] == [2, 2]
+    assert outputs["top_label"]["data"] == ["order@v1", "login@v1"] * 2
+    assert outputs["top_confidence"]["data"] == pytest.approx([0.5, 0.5, 0.9 / 0.95, 0.05 / 0.95])
+    assert {record.subject for record in records(stream)} == {"ann"}
+
+
+def test_a_ranking_may_be_asked_for_as_an_output_alone(client):
+    answer = infer(client, {"inputs": [tensor()], "outputs": [{"name": "top_label"}]}).json()
+    assert [(output["name"], output["shape"]) for output in answer["outputs"]] == [("top_label", [2, 1])]
+
+
+def test_a_version_may_be_named_as_long_as_it_is_the_one_that_serves(client):
+    body = {"inputs": [tensor()]}
+    assert client.post("/v2/models/perdure/versions/v1/infer", json=body).json()["model_version"] == "v1"
+    refused = client.post("/v2/models/perdure/versions/v0/infer", json=body)
+    assert refused.status_code == 404
+    assert "'v0' is not served here, but version 'v1'" in refused.json()["error"]["what"]
+    assert client.get("/v2/models/perdure/versions/v0/ready").status_code == 404
+    assert client.get("/v2/models/perdure/versions/v1/ready").json()["ready"] is True
