@@ -267,6 +267,8 @@ class ServingSettings(Section):
     """Address to listen at; the default is this machine only."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen at; 0 takes a free one."""
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Port for the Open Inference Protocol over gRPC, at the same address; 0 takes a free one, none is off."""
     engine: Literal["auto", "onnx", "torch"] = "auto"
     """What runs the model: ONNX Runtime where a version was exported (`model.export`), else torch; or one of both."""
     max_batch: Count = 32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.metadata import version as installed
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 
-from perdure.config import Settings
+from perdure.config import ServingSettings, Settings
+from perdure.errors import SettingError
 from perdure.model.base import Classifier
 from perdure.registry import Registry
 from perdure.stream.base import Stream
@@ -31,8 +32,10 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     called in a thread of its own and may raise any `PerdureError` or `OSError`: what is served then stays.
 
     Raises:
-        SettingError: the file of keys cannot be used.
+        SettingError: the file of keys cannot be used; or gRPC is wanted, and cannot be had.
+        OSError: the port for gRPC is taken.
     """
+    rpc = _rpc(settings) if settings.serving.grpc_port is not None else None
     service = Service(settings.serving, registry=registry, stream=stream, load=load)
     access = Access(settings.serving, service.metrics.registry)
 
@@ -40,7 +43,10 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.start()
         try:
-            yield
+            async with AsyncExitStack() as stack:
+                if rpc is not None:
+                    app.state.grpc_port = await stack.enter_async_context(rpc(settings.serving, service, access))
+                yield
         finally:
             await run_in_threadpool(service.close)
 
@@ -56,6 +62,17 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     app.add_api_route("/", index, include_in_schema=False)
     app.openapi = partial(_described, app)  # type: ignore[method-assign]
     return app
+
+
+def _rpc(settings: Settings) -> Callable[[ServingSettings, Service, Access], AbstractAsyncContextManager[int]]:
+    try:
+        from perdure_services.serving.rpc.server import check_settings, running
+    except ImportError as error:
+        raise SettingError(
+            f"serving.grpc_port is set, but gRPC is not installed ({error}): install perdure[grpc], or leave it out"
+        ) from error
+    check_settings(settings.serving)
+    return running
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

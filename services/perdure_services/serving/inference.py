@@ -5,6 +5,7 @@ https://github.com/kserve/open-inference-protocol/blob/main/specification/protoc
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Sequence
@@ -12,11 +13,11 @@ from dataclasses import dataclass
 from importlib.metadata import version as installed
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from perdure_services.serving.refusal import Refusal
-from perdure_services.serving.schemas import AllowedLabels, StrictRequest, Subject, TopK
+from perdure_services.serving.schemas import AllowedLabels, Id, StrictRequest, Subject, Text, TopK
 from perdure_services.serving.service import Answered, Service
 
 MODEL = "perdure"
@@ -37,6 +38,9 @@ OUTPUTS: dict[OutputName, tuple[Datatype, tuple[int, ...]]] = {
 
 ALWAYS: tuple[OutputName, ...] = ("label", "confidence", "id")
 """Outputs that are sent where a request names none."""
+
+RANKED: tuple[OutputName, ...] = ("top_label", "top_confidence")
+"""Those that are sent too where it asks for `top_k`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +87,45 @@ class InferParameters(StrictRequest):
     """REST with binary tensors: send the outputs so."""
 
 
-def check_shape(shape: Sequence[int], texts: int) -> None:
-    """Refuses a shape that does not hold the texts.
+class InputTensor(BaseModel):
+    """Texts."""
 
-    Raises:
-        Refusal: 422.
-    """
-    size = math.prod(shape)
-    if size != texts or min(shape, default=0) < 1:
-        what = f"inputs.0: shape {list(shape)} holds {size} texts, but data holds {texts}"
-        raise Refusal(422, what, value=str(list(shape)), do=f"send the shape [{texts}]")
+    name: Literal["text"]
+    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=2)]
+    datatype: Literal["BYTES"]
+    data: Annotated[
+        tuple[Text | Annotated[tuple[Text, ...], Field(fail_fast=True)], ...], Field(min_length=1, fail_fast=True)
+    ]
+
+    def texts(self) -> tuple[str, ...]:
+        """The data, flat, in row-major order."""
+        flat: list[str] = []
+        for part in self.data:
+            flat.extend([part] if isinstance(part, str) else part)
+        return tuple(flat)
+
+
+class OutputParameters(BaseModel):
+    """How an output is to be sent."""
+
+    binary_data: Annotated[bool, Field(strict=True)] | None = None
+    """Behind the JSON; by default as the request's `binary_data_output` says."""
+
+
+class RequestedOutput(BaseModel):
+    """An output to send."""
+
+    name: OutputName
+    parameters: OutputParameters = OutputParameters()
+
+
+class InferRequest(BaseModel):
+    """An inference request."""
+
+    id: Id | None = None
+    parameters: InferParameters = InferParameters()
+    inputs: Annotated[tuple[InputTensor, ...], Field(min_length=1, max_length=1)]
+    outputs: tuple[RequestedOutput, ...] | None = None
 
 
 def check_model(service: Service, name: str, version: str = "") -> None:
@@ -131,20 +164,36 @@ def model_metadata(service: Service) -> dict[str, Any]:
     }
 
 
-async def infer(
-    service: Service, texts: Sequence[str], parameters: InferParameters, wanted: Sequence[OutputName] | None
-) -> Inferred:
-    """Classifies `texts`; `wanted` names the outputs to send, None those that fit the parameters.
+async def infer(service: Service, asked: InferRequest, *, seconds: float | None = None) -> Inferred:
+    """Classifies the texts of a request, and gives the outputs that it names; where none, those that fit it.
+
+    Args:
+        service: what answers.
+        asked: the request.
+        seconds: how long the answer is waited for; None for as long as it takes.
 
     Raises:
-        Refusal: as `Service.predict`.
+        Refusal: 422 the shape does not hold the texts, 504 it took too long; and as `Service.predict`.
     """
-    answered = await service.predict(
-        texts, top=parameters.top_k or 1, subject=parameters.subject, labels=parameters.labels
-    )
-    if wanted is None:
-        ranked: tuple[OutputName, ...] = ("top_label", "top_confidence")
-        wanted = ALWAYS + (ranked if parameters.top_k is not None else ())
+    texts = asked.inputs[0].texts()
+    _check_shape(asked.inputs[0].shape, len(texts))
+    parameters = asked.parameters
+    try:
+        async with asyncio.timeout(seconds):
+            answered = await service.predict(
+                texts, top=parameters.top_k or 1, subject=parameters.subject, labels=parameters.labels
+            )
+    except TimeoutError as error:
+        raise Refusal(
+            504,
+            f"no answer within {seconds:.3g} seconds",
+            value=f"{seconds:.3g}",
+            do="wait for longer, or send fewer texts",
+        ) from error
+    if asked.outputs is not None:
+        wanted = tuple(output.name for output in asked.outputs)
+    else:
+        wanted = ALWAYS + (RANKED if parameters.top_k is not None else ())
     return Inferred(answered[0].version, tuple(_output(name, answered) for name in wanted))
 
 
@@ -160,3 +209,10 @@ def _output(name: OutputName, answered: Sequence[Answered]) -> Output:
     if name == "top_label":
         return Output(name, shape, tuple(label for one in answered for label, _ in one.prediction.top))
     return Output(name, shape, tuple(confidence for one in answered for _, confidence in one.prediction.top))
+
+
+def _check_shape(shape: Sequence[int], texts: int) -> None:
+    size = math.prod(shape)
+    if size != texts or min(shape, default=0) < 1:
+        what = f"inputs.0: shape {list(shape)} holds {size} texts, but data holds {texts}"
+        raise Refusal(422, what, value=str(list(shape)), do=f"send the shape [{texts}]")

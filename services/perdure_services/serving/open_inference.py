@@ -5,71 +5,27 @@ https://github.com/kserve/open-inference-protocol/blob/main/specification/protoc
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from perdure_services.serving import binary_tensors
 from perdure_services.serving.access import needs, open_to_all
 from perdure_services.serving.inference import (
     MODEL,
-    InferParameters,
-    OutputName,
+    InferRequest,
     check_model,
-    check_shape,
     infer,
     model_metadata,
     server_metadata,
 )
-from perdure_services.serving.schemas import Id, Text
 from perdure_services.serving.service import Service, service_of
 
 router = APIRouter(prefix="/v2", route_class=binary_tensors.InferenceRoute, tags=["open inference protocol"])
 
 Parts = Annotated[Service, Depends(service_of)]
-
-
-class InputTensor(BaseModel):
-    """Texts."""
-
-    name: Literal["text"]
-    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=2)]
-    datatype: Literal["BYTES"]
-    data: Annotated[
-        tuple[Text | Annotated[tuple[Text, ...], Field(fail_fast=True)], ...], Field(min_length=1, fail_fast=True)
-    ]
-
-    def texts(self) -> tuple[str, ...]:
-        """The data, flat, in row-major order."""
-        flat: list[str] = []
-        for part in self.data:
-            flat.extend([part] if isinstance(part, str) else part)
-        return tuple(flat)
-
-
-class OutputParameters(BaseModel):
-    """How an output is to be sent."""
-
-    binary_data: Annotated[bool, Field(strict=True)] | None = None
-    """Behind the JSON; by default as the request's `binary_data_output` says."""
-
-
-class RequestedOutput(BaseModel):
-    """An output to send."""
-
-    name: OutputName
-    parameters: OutputParameters = OutputParameters()
-
-
-class InferRequest(BaseModel):
-    """An inference request."""
-
-    id: Id | None = None
-    parameters: InferParameters = InferParameters()
-    inputs: Annotated[tuple[InputTensor, ...], Field(min_length=1, max_length=1)]
-    outputs: tuple[RequestedOutput, ...] | None = None
 
 
 class OutputTensor(BaseModel):
@@ -144,11 +100,7 @@ async def version_ready(service: Parts, name: str, version: str) -> Response:
 async def model_infer(asked: InferRequest, service: Parts, name: str, version: str = "") -> InferResponse | Response:
     """Classify texts. `parameters` may hold `labels` (a string: a JSON array), `top_k` and `subject`."""
     check_model(service, name, version)
-    tensor = asked.inputs[0]
-    texts = tensor.texts()
-    check_shape(tensor.shape, len(texts))
-    wanted = None if asked.outputs is None else [output.name for output in asked.outputs]
-    inferred = await infer(service, texts, asked.parameters, wanted)
+    inferred = await infer(service, asked)
     behind = asked.parameters.binary_data_output
     binary = [behind] * len(inferred.outputs)
     if asked.outputs is not None:

@@ -102,7 +102,7 @@ def test_data_may_be_nested(client, shape, data):
 def test_a_bad_request_is_refused_in_words(client, stream, records, body, part):
     response = infer(client, body)
     assert response.status_code == 422
-    assert part in response.json()["error"]["what"]
+    assert part in response.json()["error"]
     assert records(stream) == []
 
 
@@ -120,7 +120,7 @@ def test_another_model_is_not_found(client):
         client.get("/v2/models/other/ready"),
     ):
         assert response.status_code == 404
-        assert "perdure" in response.json()["error"]["do"]
+        assert "perdure" in response.json()["do"]
 
 
 def test_without_a_champion_it_is_unavailable(serving):
@@ -153,6 +153,17 @@ def test_a_version_may_be_named_as_long_as_it_is_the_one_that_serves(client):
     assert client.post("/v2/models/perdure/versions/v1/infer", json=body).json()["model_version"] == "v1"
     refused = client.post("/v2/models/perdure/versions/v0/infer", json=body)
     assert refused.status_code == 404
-    assert "'v0' is not served here, but version 'v1'" in refused.json()["error"]["what"]
+    assert "'v0' is not served here, but version 'v1'" in refused.json()["error"]
     assert client.get("/v2/models/perdure/versions/v0/ready").status_code == 404
     assert client.get("/v2/models/perdure/versions/v1/ready").json()["ready"] is True
+
+
+def test_an_error_is_a_string_as_the_protocol_wants_it(client):
+    response = infer(client, {"inputs": [tensor(data=["a", ""])]})
+    problem = response.json()
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem["error"] == f"{problem['detail']}: {problem['do']}"
+    assert problem["value"] == ""
+    unavailable = client.get("/v2/repository/index").json()
+    assert isinstance(unavailable["error"], str)
+    assert isinstance(client.get("/v1/nothing").json()["error"], dict)
