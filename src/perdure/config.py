@@ -252,6 +252,8 @@ class JudgeSettings(Section):
     """Most time per text, against the champion; only where latency is judged."""
     judge_latency: bool = True
     """Measure and judge the time per text; without it a verdict does not depend on the machine."""
+    abstain_precision: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Least share of right answers at or above the confidence below which a version may abstain; with `confidence`."""
     drift_threshold: Share = 0.2
     """Population drift score (Jensen-Shannon distance) from which a column counts as drifted."""
     drift_min_rows: Count = 50
@@ -285,6 +287,8 @@ class ServingSettings(Section):
     """Records waiting for the stream."""
     on_record_failure: Literal["answer", "refuse"] = "answer"
     """What happens when an interaction cannot be recorded: answer with `recorded: false`, or refuse with 503."""
+    abstain: bool = False
+    """Say of each answer whether its confidence is below the version's threshold, where a request does not say."""
     drain_seconds: Positive = 10.0
     """How long requests under way may take to end when the process is stopped."""
     keys: str = ""

@@ -72,6 +72,8 @@ def encoded(output: Output) -> bytes:
     """The data of a tensor, row-major and little-endian; elements of BYTES stand behind their lengths."""
     if output.datatype == "FP32":
         return np.asarray(output.data, dtype="<f4").tobytes()
+    if output.datatype == "BOOL":
+        return np.asarray(output.data, dtype=np.bool_).tobytes()
     texts = [str(value).encode("utf-8") for value in output.data]
     return b"".join(_LENGTH.pack(len(text)) + text for text in texts)
 

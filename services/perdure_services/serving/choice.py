@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +14,16 @@ from perdure_services.serving.refusal import Refusal
 
 NEAREST = 10
 """Labels that are looked at closely where one is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is answered to one text."""
+
+    prediction: Prediction
+    """The best guess, also where the version abstains."""
+    abstained: bool | None
+    """Whether the version is too unsure to be relied on; None where it does not say."""
 
 
 def check_labels(version: str, known: Sequence[str], allowed: Sequence[str]) -> None:
@@ -50,13 +61,31 @@ def among(version: str, scores: Scores, allowed: Sequence[str]) -> Scores:
     return Scores(tuple(scores.labels[column] for column in columns), shares.astype(np.float32).clip(0, 1))
 
 
-def choices(version: str, scores: Scores, *, top: int, allowed: Sequence[str] | None) -> tuple[Prediction, ...]:
-    """One answer for each text, with its `top` most probable labels, among those `allowed` (None: all).
+def choices(
+    version: str, scores: Scores, *, top: int, allowed: Sequence[str] | None, threshold: float | None
+) -> tuple[Choice, ...]:
+    """One answer for each text.
+
+    Args:
+        version: that computed them.
+        scores: over all labels that it knows.
+        top: how many of the most probable labels to give.
+        allowed: labels that may be answered; None for all.
+        threshold: the confidence below which the version abstains; None where that is not asked, or it has none. It
+            speaks of answers among all labels: one that only the restriction to `allowed` makes the best, or the
+            most confident, is an abstention.
 
     Raises:
-        Refusal: 422 the version knows one of them not.
+        Refusal: 422 the version knows one of the labels not.
     """
-    return (scores if allowed is None else among(version, scores, allowed)).predictions(top)
+    predictions = (scores if allowed is None else among(version, scores, allowed)).predictions(top)
+    if threshold is None:
+        return tuple(Choice(prediction, None) for prediction in predictions)
+    best, first = scores.probabilities.max(axis=1), scores.names()
+    return tuple(
+        Choice(prediction, not (float(confidence) >= threshold and prediction.label == name))
+        for prediction, confidence, name in zip(predictions, best, first, strict=True)
+    )
 
 
 def _nearest(label: str, known: Sequence[str]) -> str:

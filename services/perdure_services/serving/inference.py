@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from perdure_services.serving.refusal import Refusal
-from perdure_services.serving.schemas import AllowedLabels, Id, StrictRequest, Subject, Text, TopK
+from perdure_services.serving.schemas import AllowedLabels, Flag, Id, StrictRequest, Subject, Text, TopK
 from perdure_services.serving.service import Answered, Service
 
 MODEL = "perdure"
@@ -25,12 +25,13 @@ MODEL = "perdure"
 INPUT = "text"
 
 Datatype = Literal["BYTES", "FP32", "BOOL"]
-OutputName = Literal["label", "confidence", "id", "top_label", "top_confidence"]
+OutputName = Literal["label", "confidence", "id", "abstained", "top_label", "top_confidence"]
 
 OUTPUTS: dict[OutputName, tuple[Datatype, tuple[int, ...]]] = {
     "label": ("BYTES", (-1,)),
     "confidence": ("FP32", (-1,)),
     "id": ("BYTES", (-1,)),
+    "abstained": ("BOOL", (-1,)),
     "top_label": ("BYTES", (-1, -1)),
     "top_confidence": ("FP32", (-1, -1)),
 }
@@ -49,7 +50,7 @@ class Output:
 
     name: OutputName
     shape: tuple[int, ...]
-    data: tuple[str | float, ...]
+    data: tuple[str | float | bool, ...]
     """Flat, in row-major order."""
 
     @property
@@ -82,8 +83,9 @@ class InferParameters(StrictRequest):
     labels: Annotated[AllowedLabels, BeforeValidator(_listed)] | None = None
     """A parameter is no list: a string with a JSON array of labels."""
     top_k: TopK | None = None
+    abstain: Flag | None = None
     subject: Subject | None = None
-    binary_data_output: Annotated[bool, Field(strict=True)] = False
+    binary_data_output: Flag = False
     """REST with binary tensors: send the outputs so."""
 
 
@@ -108,7 +110,7 @@ class InputTensor(BaseModel):
 class OutputParameters(BaseModel):
     """How an output is to be sent."""
 
-    binary_data: Annotated[bool, Field(strict=True)] | None = None
+    binary_data: Flag | None = None
     """Behind the JSON; by default as the request's `binary_data_output` says."""
 
 
@@ -178,10 +180,18 @@ async def infer(service: Service, asked: InferRequest, *, seconds: float | None 
     texts = asked.inputs[0].texts()
     _check_shape(asked.inputs[0].shape, len(texts))
     parameters = asked.parameters
+    named = None if asked.outputs is None else tuple(output.name for output in asked.outputs)
+    abstain = parameters.abstain
+    if abstain is None and named is not None and "abstained" in named:
+        abstain = True
     try:
         async with asyncio.timeout(seconds):
             answered = await service.predict(
-                texts, top=parameters.top_k or 1, subject=parameters.subject, labels=parameters.labels
+                texts,
+                top=parameters.top_k or 1,
+                subject=parameters.subject,
+                labels=parameters.labels,
+                abstain=abstain,
             )
     except TimeoutError as error:
         raise Refusal(
@@ -190,11 +200,10 @@ async def infer(service: Service, asked: InferRequest, *, seconds: float | None 
             value=f"{seconds:.3g}",
             do="wait for longer, or send fewer texts",
         ) from error
-    if asked.outputs is not None:
-        wanted = tuple(output.name for output in asked.outputs)
-    else:
-        wanted = ALWAYS + (RANKED if parameters.top_k is not None else ())
-    return Inferred(answered[0].version, tuple(_output(name, answered) for name in wanted))
+    if named is None:
+        said: tuple[OutputName, ...] = ("abstained",) if answered[0].abstained is not None else ()
+        named = ALWAYS + said + (RANKED if parameters.top_k is not None else ())
+    return Inferred(answered[0].version, tuple(_output(name, answered) for name in named))
 
 
 def _output(name: OutputName, answered: Sequence[Answered]) -> Output:
@@ -205,6 +214,15 @@ def _output(name: OutputName, answered: Sequence[Answered]) -> Output:
         return Output(name, (rows,), tuple(one.prediction.confidence for one in answered))
     if name == "id":
         return Output(name, (rows,), tuple(one.id for one in answered))
+    if name == "abstained":
+        if any(one.abstained is None for one in answered):
+            raise Refusal(
+                409,
+                f"version {answered[0].version} cannot abstain: it was judged on too few rows for a threshold, or the "
+                "request says abstain: false",
+                do="leave the output 'abstained' out",
+            )
+        return Output(name, (rows,), tuple(bool(one.abstained) for one in answered))
     shape = (rows, len(answered[0].prediction.top))
     if name == "top_label":
         return Output(name, shape, tuple(label for one in answered for label, _ in one.prediction.top))

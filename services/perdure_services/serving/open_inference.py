@@ -34,7 +34,7 @@ class OutputTensor(BaseModel):
     name: str
     shape: tuple[int, ...]
     datatype: str
-    data: tuple[str | float, ...]
+    data: tuple[str | bool | float, ...]
 
 
 class InferResponse(BaseModel):
@@ -98,7 +98,8 @@ async def version_ready(service: Parts, name: str, version: str) -> Response:
 @router.post("/models/{name}/infer", response_model=InferResponse, response_model_exclude_none=True)
 @needs("predict")
 async def model_infer(asked: InferRequest, service: Parts, name: str, version: str = "") -> InferResponse | Response:
-    """Classify texts. `parameters` may hold `labels` (a string: a JSON array), `top_k` and `subject`."""
+    """Classify texts. `parameters` may hold `labels` (a string: a JSON array), `top_k`, `abstain` and
+    `subject`."""
     check_model(service, name, version)
     inferred = await infer(service, asked)
     behind = asked.parameters.binary_data_output

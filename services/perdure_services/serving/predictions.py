@@ -28,7 +28,9 @@ Parts = Annotated[Service, Depends(service_of)]
 async def predict(asked: PredictRequest, service: Parts) -> PredictionAnswer | PredictionsAnswer:
     """Classify one text, or several by the same version."""
     texts = (asked.text,) if asked.text is not None else asked.texts or ()
-    answered = await service.predict(texts, top=asked.top_k or 1, subject=asked.subject, labels=asked.labels)
+    answered = await service.predict(
+        texts, top=asked.top_k or 1, subject=asked.subject, labels=asked.labels, abstain=asked.abstain
+    )
     predictions = tuple(_shown(one, ranked=asked.top_k is not None) for one in answered)
     if asked.text is not None:
         return predictions[0]
@@ -49,6 +51,7 @@ def _shown(one: Answered, *, ranked: bool) -> PredictionAnswer:
         id=one.id,
         label=one.prediction.label,
         confidence=one.prediction.confidence,
+        abstained=one.abstained,
         version=one.version,
         recorded=one.recorded,
         top=top if ranked else None,

@@ -58,6 +58,7 @@ LabelName = Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(_na
 Subject = Annotated[str, Field(max_length=200), AfterValidator(_name)]
 Reason = Annotated[str, Field(max_length=500), AfterValidator(_name)]
 AllowedLabels = Annotated[tuple[LabelName, ...], Field(min_length=1, max_length=MAX_ALLOWED_LABELS, fail_fast=True)]
+Flag = Annotated[bool, Field(strict=True)]
 TopK = Annotated[int, Field(strict=True, ge=1, le=1000)]
 
 
@@ -90,6 +91,8 @@ class PredictRequest(StrictRequest):
     """How many of the most probable labels to return, beside the best."""
     labels: AllowedLabels | None = None
     """Answer only with one of these; confidences are shares of the probability that they have together."""
+    abstain: Flag | None = None
+    """Say of each answer whether its confidence is below the version's threshold; by default as the server is set."""
     subject: Subject | None = None
     """Whose data this is; `DELETE /v1/subjects/{id}` goes by it."""
 
@@ -113,7 +116,11 @@ class PredictionAnswer(BaseModel):
     id: str
     """What feedback names."""
     label: str
+    """The best guess, also where the version abstains; it is what is recorded."""
     confidence: float
+    abstained: bool | None = None
+    """True where the confidence is below the version's threshold; absent where nobody asked, or the version has none:
+    it is older than thresholds are, or was judged on too few rows."""
     version: str
     """The version that computed it."""
     recorded: bool

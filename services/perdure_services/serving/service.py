@@ -25,6 +25,7 @@ from perdure_services.serving.recorder import Recorder
 from perdure_services.serving.refusal import Refusal
 from perdure_services.serving.spool.forwarder import Forwarder
 from perdure_services.serving.spool.spooled_stream import SpooledStream
+from perdure_services.serving.thresholds import Thresholds
 
 RECORD_SECONDS = 0.25
 """How long an answer waits for its record to be durable."""
@@ -51,6 +52,8 @@ class Answered:
     prediction: Prediction
     version: str
     recorded: bool
+    abstained: bool | None = None
+    """Whether its confidence is below the version's threshold; None where nobody asked, or there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class Service:
             max_queue=settings.max_queue,
             metrics=self.metrics,
         )
+        self.thresholds = Thresholds(registry)
         self.recorder = Recorder(stream, max_records=settings.record_queue, metrics=self.metrics)
         self.forwarder: Forwarder | None = None
         if isinstance(stream, SpooledStream):
@@ -158,6 +162,7 @@ class Service:
         top: int = 1,
         subject: str | None = None,
         labels: Sequence[str] | None = None,
+        abstain: bool | None = None,
     ) -> tuple[Answered, ...]:
         """One answer for each text, all by one version, recorded together as they are given.
 
@@ -166,10 +171,12 @@ class Service:
             top: how many of the most probable labels to give.
             subject: whose data the texts are.
             labels: those that may be answered; None for all that the version knows.
+            abstain: whether to say which answers are below the version's threshold; None as the settings say.
 
         Raises:
             Refusal: 422 too many texts, or a label that the version does not know; 429 too many requests wait, 503
-                nothing is served or nothing can be recorded where the operator chose to refuse then.
+                nothing is served, a card cannot be read, or nothing can be recorded where the operator chose to refuse
+                then.
         """
         most = self.settings.max_texts
         if len(texts) > most:
@@ -182,7 +189,10 @@ class Service:
         if self.settings.record and self._refuses and self.recorder.failing:
             raise _unrecorded()
         answer = await asyncio.wrap_future(self.batcher.submit(texts))
-        predictions = choices(answer.version, answer.scores, top=top, allowed=labels)
+        wanted = self.settings.abstain if abstain is None else abstain
+        threshold = await self.thresholds.of(answer.version) if wanted else None
+        chosen = choices(answer.version, answer.scores, top=top, allowed=labels, threshold=threshold)
+        predictions = [one.prediction for one in chosen]
         self.metrics.predicted(answer.version, [prediction.label for prediction in predictions])
         at = now()
         interactions = [
@@ -200,8 +210,8 @@ class Service:
         ]
         recorded = self.settings.record and await self._record(interactions) == "recorded"
         return tuple(
-            Answered(interaction.id, prediction, answer.version, recorded)
-            for interaction, prediction in zip(interactions, predictions, strict=True)
+            Answered(interaction.id, one.prediction, answer.version, recorded, one.abstained)
+            for interaction, one in zip(interactions, chosen, strict=True)
         )
 
     async def learn(self, labels: Sequence[tuple[str, str, str]]) -> bool:

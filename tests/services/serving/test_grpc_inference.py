@@ -8,6 +8,9 @@ import threading
 import grpc
 import pytest
 
+from perdure.judge.threshold import BELOW
+from perdure.registry import Card
+from perdure.registry.card import EncoderCard
 from perdure_services.serving.rpc import open_inference_pb2 as pb
 
 NAME = "inference.GRPCInferenceService"
@@ -121,6 +124,30 @@ def series(client, code):
     name = f'perdure_grpc_requests_total{{code="{code}",method="ModelInfer"}}'
     found = client.app.state.service.metrics.text().decode().splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in found if line.startswith(name))
+
+
+def test_an_abstention_is_a_boolean(registry, serving, channel):
+    card = Card(
+        name="v1",
+        kind="first",
+        created=1.0,
+        encoder=EncoderCard(name="double", fingerprint="0"),
+        labels=("order",),
+        metrics={BELOW: 0.95},
+    )
+    registry.write(card, {"model.json": b"{}"})
+    registry.promote("v1", reason="a test", by="tests")
+    with serving(grpc_port=0) as client:
+        for raw in (False, True):
+            request = texts("order", "refund", raw=raw)
+            request.parameters["abstain"].bool_param = True
+            answer = ask(channel(client), "ModelInfer", request)
+            place = [output.name for output in answer.outputs].index("abstained")
+            assert answer.outputs[place].datatype == "BOOL"
+            if raw:
+                assert answer.raw_output_contents[place] == b"\1\1"
+            else:
+                assert list(answer.outputs[place].contents.bool_contents) == [True, True]
 
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT

@@ -31,6 +31,7 @@ def test_the_server_and_the_model_describe_themselves(client):
         "label": "BYTES",
         "confidence": "FP32",
         "id": "BYTES",
+        "abstained": "BOOL",
         "top_label": "BYTES",
         "top_confidence": "FP32",
     }

@@ -88,4 +88,6 @@ def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
 def _contents(output: Output) -> pb.InferTensorContents:
     if output.datatype == "FP32":
         return pb.InferTensorContents(fp32_contents=[float(value) for value in output.data])
+    if output.datatype == "BOOL":
+        return pb.InferTensorContents(bool_contents=[bool(value) for value in output.data])
     return pb.InferTensorContents(bytes_contents=[str(value).encode("utf-8") for value in output.data])
