@@ -289,6 +289,8 @@ class ServingSettings(Section):
     """What happens when an interaction cannot be recorded: answer with `recorded: false`, or refuse with 503."""
     abstain: bool = False
     """Say of each answer whether its confidence is below the version's threshold, where a request does not say."""
+    neighbours: Annotated[int, Field(ge=1, le=100)] = 5
+    """Nearest remembered samples that an explanation shows, where a request does not say."""
     drain_seconds: Positive = 10.0
     """How long requests under way may take to end when the process is stopped."""
     keys: str = ""

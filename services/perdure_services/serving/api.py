@@ -16,13 +16,17 @@ from perdure.errors import SettingError
 from perdure.model.base import Classifier
 from perdure.registry import Registry
 from perdure.stream.base import Stream
-from perdure_services.serving import health, open_inference, predictions, refusal, subjects, versions
+from perdure_services.serving import embeddings, health, open_inference, predictions, refusal, subjects, versions
 from perdure_services.serving.access import SECURITY_SCHEMES, Access, GuardedRoute, open_to_all
+from perdure_services.serving.explanations import Explanations
 from perdure_services.serving.metering import Metering
 from perdure_services.serving.security_headers import SecurityHeaders
 from perdure_services.serving.service import Service, service_of
 
 DESCRIPTION = "Predictions by a model that keeps learning, and what people say of them."
+
+CLOSE_SECONDS = 1.0
+"""How long an explanation under way may take when everything else has ended."""
 
 
 def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: Callable[[str], Classifier]) -> FastAPI:
@@ -38,6 +42,7 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     rpc = _rpc(settings) if settings.serving.grpc_port is not None else None
     service = Service(settings.serving, registry=registry, stream=stream, load=load)
     access = Access(settings.serving, service.metrics.registry)
+    explanations = Explanations(settings, service)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -49,15 +54,17 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
                 yield
         finally:
             await run_in_threadpool(service.close)
+            await run_in_threadpool(explanations.close, CLOSE_SECONDS)
 
     app = FastAPI(title="Perdure", version=installed("perdure"), description=DESCRIPTION, lifespan=lifespan)
     app.state.service = service
     app.state.access = access
+    app.state.explanations = explanations
     app.router.route_class = GuardedRoute
     refusal.install(app)
     app.add_middleware(Metering, metrics=service.metrics)
     app.add_middleware(SecurityHeaders)
-    for routes in (predictions, versions, subjects, open_inference, health):
+    for routes in (predictions, embeddings, versions, subjects, open_inference, health):
         app.include_router(routes.router)
     app.add_api_route("/", index, include_in_schema=False)
     app.openapi = partial(_described, app)  # type: ignore[method-assign]

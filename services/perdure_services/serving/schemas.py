@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -15,6 +15,8 @@ MAX_FEEDBACK = 1000
 """Most labels in one request."""
 
 MAX_NAME_CHARS = 100
+
+MAX_NEIGHBOURS = 100
 
 MAX_ALLOWED_LABELS = 10_000
 """Most labels that a request may restrict its answers to."""
@@ -82,6 +84,9 @@ class StrictRequest(BaseModel):
         return fields
 
 
+Explanation = Literal["neighbours"]
+
+
 class PredictRequest(StrictRequest):
     """One text, or several that are answered by the same version."""
 
@@ -93,6 +98,11 @@ class PredictRequest(StrictRequest):
     """Answer only with one of these; confidences are shares of the probability that they have together."""
     abstain: Flag | None = None
     """Say of each answer whether its confidence is below the version's threshold; by default as the server is set."""
+    explain: Explanation | None = None
+    """`neighbours`: tell with each answer the nearest samples that memory holds. The query parameter of this name does
+    the same. Where keys are asked for, the key needs the scope `explain` too: these are texts that people have sent."""
+    neighbours: Annotated[int, Field(strict=True, ge=1, le=MAX_NEIGHBOURS)] | None = None
+    """How many; by default as the server is set."""
     subject: Subject | None = None
     """Whose data this is; `DELETE /v1/subjects/{id}` goes by it."""
 
@@ -108,6 +118,15 @@ class Ranked(BaseModel):
 
     label: str
     confidence: float
+
+
+class NeighbourAnswer(BaseModel):
+    """A remembered sample that is near a text."""
+
+    text: str
+    label: str
+    similarity: float
+    """Cosine similarity, at most 1."""
 
 
 class PredictionAnswer(BaseModel):
@@ -126,6 +145,8 @@ class PredictionAnswer(BaseModel):
     recorded: bool
     """True when the interaction would survive a crash; false when it waits, was dropped, or recording is off."""
     top: tuple[Ranked, ...] | None = None
+    neighbours: tuple[NeighbourAnswer, ...] | None = None
+    """The nearest remembered samples, nearest first; absent where nobody asked."""
 
 
 class PredictionsAnswer(BaseModel):

@@ -20,6 +20,7 @@ from perdure.stream.base import Stream
 from perdure_services.serving.batcher import Batcher, no_champion
 from perdure_services.serving.champion import WARM_UP, ChampionWatcher
 from perdure_services.serving.choice import check_labels, choices
+from perdure_services.serving.exclusive import Exclusive
 from perdure_services.serving.metrics import Metrics
 from perdure_services.serving.recorder import Recorder
 from perdure_services.serving.refusal import Refusal
@@ -89,7 +90,9 @@ class Service:
         self.registry = registry
         self.stream = stream
         self.metrics = Metrics()
-        self.champions = ChampionWatcher(registry, load, interval=settings.refresh_seconds, metrics=self.metrics)
+        self.champions = ChampionWatcher(
+            registry, lambda version: Exclusive(load(version)), interval=settings.refresh_seconds, metrics=self.metrics
+        )
         self.batcher = Batcher(
             lambda: self.champions.current,
             max_batch=settings.max_batch,
