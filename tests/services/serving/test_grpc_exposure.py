@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import ipaddress
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -19,11 +21,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from perdure.config import ALLOW_ANONYMOUS, Settings
+from perdure.config import ALLOW_ANONYMOUS, ServingSettings, Settings
 from perdure.errors import SettingError
 from perdure.registry import Registry
 from perdure_services.serving import create_app
+from perdure_services.serving.metrics import Metrics
 from perdure_services.serving.rpc import open_inference_pb2 as pb
+from perdure_services.serving.rpc.server import running
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +138,17 @@ def test_a_port_that_is_taken_is_told_at_once(registry, stream, shelf):
 def test_two_servers_do_not_share_a_port(serving, registry, stream, shelf):
     with serving(grpc_port=0) as client, pytest.raises(OSError, match=r"choose another serving\.grpc_port"):
         app(registry, stream, shelf, grpc_port=client.app.state.grpc_port)
+
+
+def test_two_that_start_at_once_do_not_share_it_either():
+    async def start():
+        service, again = (SimpleNamespace(metrics=Metrics()) for _ in range(2))
+        async with running(ServingSettings(grpc_port=0), service, None) as port:
+            with pytest.raises(OSError, match=r"choose another serving\.grpc_port"):
+                async with running(ServingSettings(grpc_port=port), again, None):
+                    pass
+
+    asyncio.run(start())
 
 
 def test_where_grpc_is_not_installed_it_says_what_to_install(monkeypatch, registry, stream, shelf):

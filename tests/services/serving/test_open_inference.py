@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
+
+from perdure_services.serving import inference
+from perdure_services.serving.inference import InferRequest
+from perdure_services.serving.refusal import Refusal
 
 
 @pytest.fixture
@@ -168,3 +174,13 @@ def test_an_error_is_a_string_as_the_protocol_wants_it(client):
     unavailable = client.get("/v2/repository/index").json()
     assert isinstance(unavailable["error"], str)
     assert isinstance(client.get("/v1/nothing").json()["error"], dict)
+
+
+def test_an_answer_that_takes_too_long_is_given_up():
+    async def predict(texts, **named):
+        await asyncio.sleep(10)
+
+    asked = InferRequest.model_validate({"inputs": [tensor()]})
+    with pytest.raises(Refusal, match=r"no answer within 0\.01 seconds") as refused:
+        asyncio.run(inference.infer(SimpleNamespace(predict=predict), asked, seconds=0.01))
+    assert refused.value.status_code == 504
