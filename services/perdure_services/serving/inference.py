@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed
@@ -166,13 +167,13 @@ def model_metadata(service: Service) -> dict[str, Any]:
     }
 
 
-async def infer(service: Service, asked: InferRequest, *, seconds: float | None = None) -> Inferred:
+async def infer(service: Service, asked: InferRequest, *, deadline: float = math.inf) -> Inferred:
     """Classifies the texts of a request, and gives the outputs that it names; where none, those that fit it.
 
     Args:
         service: what answers.
         asked: the request.
-        seconds: how long the answer is waited for; None for as long as it takes.
+        deadline: when the answer must be there, in seconds of `time.monotonic`.
 
     Raises:
         Refusal: 422 the shape does not hold the texts, 504 it took too long; and as `Service.predict`.
@@ -184,8 +185,9 @@ async def infer(service: Service, asked: InferRequest, *, seconds: float | None 
     abstain = parameters.abstain
     if abstain is None and named is not None and "abstained" in named:
         abstain = True
+    seconds = deadline - time.monotonic()
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(None if math.isinf(seconds) else seconds):
             answered = await service.predict(
                 texts,
                 top=parameters.top_k or 1,

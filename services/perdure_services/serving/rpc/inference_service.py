@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
@@ -93,7 +94,9 @@ class InferenceService:
         check_model(self._service, asked.model_name, asked.model_version)
         request = request_of(asked)
         # A call that its client has given up is cancelled, and the model then not asked.
-        inferred = await infer(self._service, request, seconds=context.time_remaining())
+        left = context.time_remaining()
+        deadline = math.inf if left is None else time.monotonic() + left
+        inferred = await infer(self._service, request, deadline=deadline)
         return response_of(inferred, request, raw=bool(asked.raw_input_contents))
 
     def _admit(self, context: Context) -> None:
