@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files test-faults clean
+.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files test-faults clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -43,8 +43,17 @@ format: setup  ## Put the code in shape
 	$(BIN)/ruff check --fix .
 
 lock: setup  ## Resolve the versions in requirements.lock anew
-	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra demo --extra dev --generate-hashes --no-header \
+	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra grpc --extra demo --extra dev --generate-hashes --no-header \
 		--python-version 3.11 --quiet --output-file requirements.lock
+
+# Built by an old protoc on purpose: what it makes runs with that release of protobuf and with the next major one. In a
+# pool of its own: clients of this protocol bring the same names, and one pool takes them once.
+RPC := services/perdure_services/serving/rpc
+protocol: setup  ## Make the messages of the gRPC protocol anew from its .proto
+	cd $(RPC) && $(abspath $(BIN))/uv run --quiet --no-project --with grpcio-tools==1.75.1 \
+		python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. open_inference.proto
+	sed -i.bak 's/_descriptor_pool\.Default()/_descriptor_pool.DescriptorPool()/' $(RPC)/open_inference_pb2.py
+	rm $(RPC)/open_inference_pb2.py.bak
 
 bench: setup  ## The figures in the README: benchmarks/results/*.json
 	$(BIN)/python benchmarks/backtest_clinc.py $(ARGS)

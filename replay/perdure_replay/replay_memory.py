@@ -286,6 +286,9 @@ class ReplayMemory:
     def embedded(self, version: str) -> frozenset[str]:
         return self._views.embedded(version)
 
+    def embedding_space(self) -> str | None:
+        return self._views.version()
+
     def embed(self, version: str, keys: Sequence[str], vectors: Float) -> None:
         """Stores embeddings (n × d, any length, normalised here) made by `version`; older versions' go.
 

@@ -110,6 +110,11 @@ class Views:
             )
         )
 
+    def version(self) -> str | None:
+        """What all embeddings were made by; None where there are none."""
+        found = self._store.value("SELECT version FROM embeddings LIMIT 1")
+        return None if found is None else str(found)
+
     def embed(self, version: str, keys: Sequence[str], vectors: Float) -> None:
         """Writes embeddings, inside the caller's transaction; keys that are no living sample's are passed over."""
         matrix = np.asarray(vectors, dtype=np.float32)

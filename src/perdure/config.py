@@ -252,6 +252,8 @@ class JudgeSettings(Section):
     """Most time per text, against the champion; only where latency is judged."""
     judge_latency: bool = True
     """Measure and judge the time per text; without it a verdict does not depend on the machine."""
+    abstain_precision: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Least share of right answers at or above the confidence below which a version may abstain; with `confidence`."""
     drift_threshold: Share = 0.2
     """Population drift score (Jensen-Shannon distance) from which a column counts as drifted."""
     drift_min_rows: Count = 50
@@ -267,6 +269,8 @@ class ServingSettings(Section):
     """Address to listen at; the default is this machine only."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen at; 0 takes a free one."""
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Port for the Open Inference Protocol over gRPC, at the same address; 0 takes a free one, none is off."""
     engine: Literal["auto", "onnx", "torch"] = "auto"
     """What runs the model: ONNX Runtime where a version was exported (`model.export`), else torch; or one of both."""
     max_batch: Count = 32
@@ -295,6 +299,10 @@ class ServingSettings(Section):
     """Records waiting for the stream."""
     on_record_failure: Literal["answer", "refuse"] = "answer"
     """What happens when an interaction cannot be recorded: answer with `recorded: false`, or refuse with 503."""
+    abstain: bool = False
+    """Say of each answer whether its confidence is below the version's threshold, where a request does not say."""
+    neighbours: Annotated[int, Field(ge=1, le=100)] = 5
+    """Nearest remembered samples that an explanation shows, where a request does not say."""
     drain_seconds: Positive = 10.0
     """How long requests under way may take to end when the process is stopped."""
     lame_duck_seconds: Annotated[float, Field(ge=0)] = 5.0

@@ -251,6 +251,10 @@ class Memory(Protocol):
         """Keys of the samples that have an embedding made by `version`."""
         ...
 
+    def embedding_space(self) -> str | None:
+        """What `embed` was last given as `version`: all embeddings kept are of it; None where there are none."""
+        ...
+
     def embed(self, version: str, keys: Sequence[str], vectors: Float) -> None:
         """Stores embeddings (n × d, any length, normalised here) made by `version`; older versions' go."""
         ...

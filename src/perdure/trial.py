@@ -15,6 +15,7 @@ from perdure.judge.artifact import Artifact
 from perdure.judge.drift import DriftInput, DriftSummary, drift_report
 from perdure.judge.report import write_report
 from perdure.judge.shift import Shift, prediction_shift
+from perdure.judge.threshold import threshold_of
 from perdure.judge.turn import Judged, turn_page
 from perdure.judge.verdict import Verdict, judge
 from perdure.learn.candidate import Candidate
@@ -102,6 +103,7 @@ class Trial:
         artifact = made.artifact
         unlearned = self._memory.counts().totals.unlearned
         known = self._registry.card(champion.version).unlearned if champion else None
+        threshold = threshold_of(candidate.evidence, self._settings.judge)
         verdict = judge(
             candidate.evidence,
             kind=candidate.kind,
@@ -134,6 +136,7 @@ class Trial:
                 "looks": float(candidate.looks),
                 "agreement": artifact.agreement,
                 **_accuracies(candidate),
+                **(threshold.metrics() if threshold else {}),
                 **_latencies(artifact),
             },
             verdict=verdict.to_json(),

@@ -163,6 +163,7 @@ def test_embeddings_belong_to_one_version_and_to_what_lives(world: Any, opened: 
     assert memory.embedded("new") == frozenset()
     memory.embed("new", [*everything, "unknown"], np.ones((7, 3), dtype=np.float32))
     assert (memory.embedded("old"), memory.embedded("new")) == (frozenset(), everything)
+    assert memory.embedding_space() == "new"
     memory.ingest(world.page([world.feedback("0", "b", at=9)], start=50))
     assert len(memory.embedded("new")) == 5
     memory.ingest(world.page([world.feedback("0", "a", at=10)], start=51))

@@ -18,8 +18,9 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-KeyScope = Literal["predict", "feedback", "admin", "metrics"]
-"""What a key may do. None holds another: `admin` alone may not predict."""
+KeyScope = Literal["predict", "feedback", "explain", "admin", "metrics"]
+"""What a key may do. None holds another: `admin` alone may not predict. `explain` shows texts that people have sent; a
+request that asks for both, a prediction and its explanation, needs both."""
 
 SCOPES: tuple[KeyScope, ...] = get_args(KeyScope)
 

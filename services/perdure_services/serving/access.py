@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from perdure.config import ServingSettings
 from perdure_services.keys import KeyScope
-from perdure_services.serving.keyring import Keyring
+from perdure_services.serving.keyring import HeldKey, Keyring
 from perdure_services.serving.refusal import Refusal
 
 HOW = "send the header `Authorization: Bearer KEY` or `X-API-Key: KEY`"
@@ -82,6 +82,30 @@ class Access:
         Raises:
             Refusal: 401 no key, or none that is known; 403 a key without the scope; 429 more requests than its rate.
         """
+        key = self._key(headers, needed)
+        if key is None:
+            return None
+        if key.bucket is not None and self._keyring is not None:
+            seconds = key.bucket.take(self._keyring.now())
+            if seconds > 0.0:
+                self._refused["rate"].inc()
+                raise Refusal(
+                    429,
+                    f"the API key {key.name} sends more than {key.bucket.rate:g} requests a second",
+                    do="send the request again after the seconds that Retry-After says",
+                    headers={"Retry-After": str(math.ceil(seconds))},
+                )
+        return key.name
+
+    def check(self, headers: Iterable[tuple[bytes, bytes]], needed: KeyScope) -> None:
+        """Whether a request that was admitted may do something more, for which it needs the scope `needed` too.
+
+        Raises:
+            Refusal: 401 and 403 as `admit`.
+        """
+        self._key(headers, needed)
+
+    def _key(self, headers: Iterable[tuple[bytes, bytes]], needed: KeyScope) -> HeldKey | None:
         keyring = self._keyring
         if keyring is None or (self._open_metrics and needed == "metrics"):
             return None
@@ -115,15 +139,7 @@ class Access:
                 do=f"ask for a key with the scope {needed}",
                 challenge=f'{CHALLENGE}, error="insufficient_scope", scope="{needed}"',
             )
-        if key.bucket is not None and (seconds := key.bucket.take(keyring.now())) > 0.0:
-            self._refused["rate"].inc()
-            raise Refusal(
-                429,
-                f"the API key {key.name} sends more than {key.bucket.rate:g} requests a second",
-                do="send the request again after the seconds that Retry-After says",
-                headers={"Retry-After": str(math.ceil(seconds))},
-            )
-        return key.name
+        return key
 
     def _refusal(
         self, reason: Reason, status: int, what: str, *, do: str, challenge: str, value: str | None = None
@@ -161,6 +177,16 @@ class GuardedRoute(APIRoute):
             return await handler(request)
 
         return admitted
+
+
+def also_needs(request: Request, scope: KeyScope) -> None:
+    """Asks for a second scope where what a request says calls for it.
+
+    Raises:
+        Refusal: 401 and 403 as `Access.admit`.
+    """
+    access: Access = request.scope["app"].state.access
+    access.check(request.scope["headers"], scope)
 
 
 def caller_of(request: Request) -> str | None:

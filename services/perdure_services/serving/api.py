@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.metadata import version as installed
 from typing import Any
@@ -12,14 +12,16 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 
-from perdure.config import Settings
+from perdure.config import ServingSettings, Settings
+from perdure.errors import SettingError
 from perdure.model.base import Classifier
 from perdure.registry import Registry
 from perdure.stream.base import Stream
-from perdure_services.serving import health, open_inference, predictions, refusal, subjects, versions
+from perdure_services.serving import embeddings, health, open_inference, predictions, refusal, subjects, versions
 from perdure_services.serving.access import SECURITY_SCHEMES, Access, GuardedRoute, open_to_all
 from perdure_services.serving.deadline import HEADER
 from perdure_services.serving.door import Door
+from perdure_services.serving.explanations import Explanations
 from perdure_services.serving.farewell import Farewell
 from perdure_services.serving.loop_lag import LoopLag
 from perdure_services.serving.metering import Metering
@@ -33,6 +35,9 @@ computed any more, and answered 504. Where more is asked than can be answered so
 says when there will be room.
 """
 
+CLOSE_SECONDS = 1.0
+"""How long an explanation under way may take when everything else has ended."""
+
 
 def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: Callable[[str], Classifier]) -> FastAPI:
     """The serving app, over a registry, a stream, and a way to load a version by its name.
@@ -41,12 +46,15 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     called in a thread of its own and may raise any `PerdureError` or `OSError`: what is served then stays.
 
     Raises:
-        SettingError: the file of keys cannot be used.
+        SettingError: the file of keys cannot be used; or gRPC is wanted, and cannot be had.
+        OSError: the port for gRPC is taken.
     """
+    rpc = _rpc(settings) if settings.serving.grpc_port is not None else None
     service = Service(
         settings.serving, registry=registry, stream=stream, load=load, max_tokens=settings.model.max_tokens
     )
     access = Access(settings.serving, service.metrics.registry)
+    explanations = Explanations(settings, service)
     lag = LoopLag(service.metrics.shed)
 
     @asynccontextmanager
@@ -54,14 +62,19 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
         service.start()
         beating = asyncio.create_task(lag.beat())
         try:
-            yield
+            async with AsyncExitStack() as stack:
+                if rpc is not None:
+                    app.state.grpc_port = await stack.enter_async_context(rpc(settings.serving, service, access))
+                yield
         finally:
             beating.cancel()
             await run_in_threadpool(service.close)
+            await run_in_threadpool(explanations.close, CLOSE_SECONDS)
 
     app = FastAPI(title="Perdure", version=installed("perdure"), description=DESCRIPTION, lifespan=lifespan)
     app.state.service = service
     app.state.access = access
+    app.state.explanations = explanations
     app.router.route_class = GuardedRoute
     refusal.install(app)
     asking = [*predictions.router.routes, *open_inference.router.routes]
@@ -69,11 +82,22 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     app.add_middleware(Metering, metrics=service.metrics)
     app.add_middleware(Farewell, draining=lambda: service.draining)
     app.add_middleware(SecurityHeaders)
-    for routes in (predictions, versions, subjects, open_inference, health):
+    for routes in (predictions, embeddings, versions, subjects, open_inference, health):
         app.include_router(routes.router)
     app.add_api_route("/", index, include_in_schema=False)
     app.openapi = partial(_described, app)  # type: ignore[method-assign]
     return app
+
+
+def _rpc(settings: Settings) -> Callable[[ServingSettings, Service, Access], AbstractAsyncContextManager[int]]:
+    try:
+        from perdure_services.serving.rpc.server import check_settings, running
+    except ImportError as error:
+        raise SettingError(
+            f"serving.grpc_port is set, but gRPC is not installed ({error}): install perdure[grpc], or leave it out"
+        ) from error
+    check_settings(settings.serving)
+    return running
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

@@ -18,6 +18,28 @@ from perdure_services.serving.refusal import Refusal
 from perdure_services.serving.service import service_of
 
 
+def json_value(raw: bytes) -> Any:
+    """The JSON value in `raw`.
+
+    Raises:
+        Refusal: 400 when it is not UTF-8, not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise Refusal(
+            400,
+            f"the body is not UTF-8: {error.reason} at byte {error.start}",
+            value=repr(raw[error.start : error.start + 8]),
+            do="send the body as UTF-8",
+        ) from error
+    except RecursionError as error:
+        raise Refusal(400, "the body is nested too deeply", do="send a flat JSON object; see /docs") from error
+    except ValueError as error:
+        shown = raw[:80].decode("utf-8", "replace")
+        raise Refusal(400, f"the body is not JSON: {error}", value=shown, do="send a JSON object") from error
+
+
 class CheckedRequest(Request):
     """A request whose body is read up to a bound, and refused in words when it is late, too long or not JSON.
 
@@ -53,21 +75,7 @@ class CheckedRequest(Request):
         Raises:
             Refusal: 400 when it is not UTF-8, not JSON, or nested too deeply.
         """
-        raw = await self.body()
-        try:
-            return json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
-        except UnicodeDecodeError as error:
-            raise Refusal(
-                400,
-                f"the body is not UTF-8: {error.reason} at byte {error.start}",
-                value=repr(raw[error.start : error.start + 8]),
-                do="send the body as UTF-8",
-            ) from error
-        except RecursionError as error:
-            raise Refusal(400, "the body is nested too deeply", do="send a flat JSON object; see /docs") from error
-        except ValueError as error:
-            shown = raw[:80].decode("utf-8", "replace")
-            raise Refusal(400, f"the body is not JSON: {error}", value=shown, do="send a JSON object") from error
+        return json_value(await self.body())
 
     async def _bounded(self, most: int) -> bytes:
         parts: list[bytes] = []

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query, Request
 
-from perdure_services.serving.access import needs
+from perdure_services.serving.access import also_needs, needs
 from perdure_services.serving.body import CheckedRoute
+from perdure_services.serving.explanations import Explanations, explanations_of
+from perdure_services.serving.remembered import Near
 from perdure_services.serving.schemas import (
+    Explanation,
     FeedbackAnswer,
     FeedbackRequest,
+    NeighbourAnswer,
     PredictionAnswer,
     PredictionsAnswer,
     PredictRequest,
@@ -25,11 +29,26 @@ Parts = Annotated[Service, Depends(parts_of)]
 
 @router.post("/predict", response_model_exclude_none=True)
 @needs("predict")
-async def predict(asked: PredictRequest, service: Parts) -> PredictionAnswer | PredictionsAnswer:
+async def predict(
+    asked: PredictRequest,
+    request: Request,
+    service: Parts,
+    explanations: Annotated[Explanations, Depends(explanations_of)],
+    explain: Annotated[Explanation | None, Query(description="As the field of this name.")] = None,
+) -> PredictionAnswer | PredictionsAnswer:
     """Classify one text, or several by the same version."""
     texts = (asked.text,) if asked.text is not None else asked.texts or ()
-    answered = await service.predict(texts, top=asked.top_k or 1, subject=asked.subject)
-    predictions = tuple(_shown(one, ranked=asked.top_k is not None) for one in answered)
+    near: tuple[tuple[Near, ...] | None, ...] = (None,) * len(texts)
+    if explain or asked.explain:
+        also_needs(request, "explain")
+        # Before anything is recorded: a request is answered as a whole, or not at all.
+        near = await explanations.near(texts, asked.neighbours)
+    answered = await service.predict(
+        texts, top=asked.top_k or 1, subject=asked.subject, labels=asked.labels, abstain=asked.abstain
+    )
+    predictions = tuple(
+        _shown(one, around, ranked=asked.top_k is not None) for one, around in zip(answered, near, strict=True)
+    )
     if asked.text is not None:
         return predictions[0]
     return PredictionsAnswer(predictions=predictions, version=answered[0].version)
@@ -43,13 +62,17 @@ async def feedback(said: FeedbackRequest, service: Parts) -> FeedbackAnswer:
     return FeedbackAnswer(recorded=recorded)
 
 
-def _shown(one: Answered, *, ranked: bool) -> PredictionAnswer:
+def _shown(one: Answered, near: tuple[Near, ...] | None, *, ranked: bool) -> PredictionAnswer:
     top = tuple(Ranked(label=label, confidence=confidence) for label, confidence in one.prediction.top)
     return PredictionAnswer(
         id=one.id,
         label=one.prediction.label,
         confidence=one.prediction.confidence,
+        abstained=one.abstained,
         version=one.version,
         recorded=one.recorded,
         top=top if ranked else None,
+        neighbours=None
+        if near is None
+        else tuple(NeighbourAnswer(text=one.text, label=one.label, similarity=one.similarity) for one in near),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -25,6 +25,9 @@ TOO_LARGE = "too_large"
 
 HALF = "string_unicode"
 """Type of pydantic's error for a string that holds half of a surrogate pair."""
+
+PROTOCOL = "/v2"
+"""Below this path the Open Inference Protocol is spoken."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +53,9 @@ class RefusalResponse(JSONResponse):
         return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode("ascii")
 
 
+Handler = Callable[[Request, Exception], Coroutine[Any, Any, RefusalResponse]]
+
+
 def answer(
     status: int, what: str, *, do: str, value: Any = None, headers: Mapping[str, str] | None = None
 ) -> RefusalResponse:
@@ -67,11 +73,31 @@ def answer(
 
 def install(app: FastAPI) -> None:
     """Gives every error of `app` the one shape."""
-    app.add_exception_handler(Refusal, _refusal)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(PerdureError, _perdure)
-    app.add_exception_handler(Exception, _unexpected)
+    handlers: dict[type[Exception], Handler] = {
+        Refusal: _refusal,
+        HTTPException: _http,
+        RequestValidationError: _invalid,
+        PerdureError: _perdure,
+        Exception: _unexpected,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, _in_protocol(handler))
+
+
+def _in_protocol(handler: Handler) -> Handler:
+    """Below /v2 the inference protocol wants `error` to be a string, and its clients take it for one."""
+
+    async def handle(request: Request, error: Exception) -> RefusalResponse:
+        refused = await handler(request, error)
+        if not request.url.path.startswith(PROTOCOL):
+            return refused
+        problem = json.loads(bytes(refused.body))
+        cause = problem["error"]
+        problem = {**problem, "error": f"{cause['what']}: {cause['do']}", "value": cause["value"], "do": cause["do"]}
+        headers = {name: value for name, value in refused.headers.items() if not name.startswith("content-")}
+        return RefusalResponse(problem, status_code=refused.status_code, headers=headers)
+
+    return handle
 
 
 def _shown(value: Any) -> Any:
@@ -98,16 +124,21 @@ async def _http(request: Request, error: Exception) -> RefusalResponse:
     return answer(error.status_code, str(error.detail), do="see /docs", headers=error.headers)
 
 
-async def _invalid(request: Request, error: Exception) -> RefusalResponse:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
+def refusal_of(first: Mapping[str, Any]) -> Refusal:
+    """What is said to the first of pydantic's errors on a request."""
+    # Parts with a bracket are pydantic's names for the branches of a union.
+    place = ".".join(str(part) for part in first["loc"] if part != "body" and "[" not in str(part))
     reason = "holds half of a surrogate pair, which is not Unicode" if first["type"] == HALF else str(first["msg"])
     if not place and first["type"] in {"missing", "model_attributes_type"}:
-        return answer(422, "the body is not a JSON object", value=first["input"], do="send a JSON object; see /docs")
+        return Refusal(422, "the body is not a JSON object", value=first["input"], do="send a JSON object; see /docs")
     what = f"{place}: {reason}" if place else reason
     status = 413 if first["type"] == TOO_LARGE else 422
-    return answer(status, what, value=first["input"], do="correct it and send the request again; see /docs")
+    return Refusal(status, what, value=first["input"], do="correct it and send the request again; see /docs")
+
+
+async def _invalid(request: Request, error: Exception) -> RefusalResponse:
+    assert isinstance(error, RequestValidationError)
+    return await _refusal(request, refusal_of(error.errors()[0]))
 
 
 async def _perdure(request: Request, error: Exception) -> RefusalResponse:

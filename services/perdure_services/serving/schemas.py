@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -15,6 +15,11 @@ MAX_FEEDBACK = 1000
 """Most labels in one request."""
 
 MAX_NAME_CHARS = 100
+
+MAX_NEIGHBOURS = 100
+
+MAX_ALLOWED_LABELS = 10_000
+"""Most labels that a request may restrict its answers to."""
 
 
 def _encoded(text: str) -> bytes:
@@ -54,9 +59,14 @@ Id = Annotated[str, Field(max_length=MAX_NAME_CHARS), AfterValidator(_name)]
 LabelName = Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(_name)]
 Subject = Annotated[str, Field(max_length=200), AfterValidator(_name)]
 Reason = Annotated[str, Field(max_length=500), AfterValidator(_name)]
+AllowedLabels = Annotated[tuple[LabelName, ...], Field(min_length=1, max_length=MAX_ALLOWED_LABELS, fail_fast=True)]
+Flag = Annotated[bool, Field(strict=True)]
+TopK = Annotated[int, Field(strict=True, ge=1, le=1000)]
 
 
-class _Request(BaseModel):
+class StrictRequest(BaseModel):
+    """Part of a request; a field that it does not know is refused with the nearest one that it does."""
+
     model_config = ConfigDict(frozen=True)
 
     @model_validator(mode="before")
@@ -74,13 +84,25 @@ class _Request(BaseModel):
         return fields
 
 
-class PredictRequest(_Request):
+Explanation = Literal["neighbours"]
+
+
+class PredictRequest(StrictRequest):
     """One text, or several that are answered by the same version."""
 
     text: Text | None = None
     texts: Annotated[tuple[Text, ...], Field(min_length=1, fail_fast=True)] | None = None
-    top_k: Annotated[int, Field(strict=True, ge=1, le=1000)] | None = None
+    top_k: TopK | None = None
     """How many of the most probable labels to return, beside the best."""
+    labels: AllowedLabels | None = None
+    """Answer only with one of these; confidences are shares of the probability that they have together."""
+    abstain: Flag | None = None
+    """Say of each answer whether its confidence is below the version's threshold; by default as the server is set."""
+    explain: Explanation | None = None
+    """`neighbours`: tell with each answer the nearest samples that memory holds. The query parameter of this name does
+    the same. Where keys are asked for, the key needs the scope `explain` too: these are texts that people have sent."""
+    neighbours: Annotated[int, Field(strict=True, ge=1, le=MAX_NEIGHBOURS)] | None = None
+    """How many; by default as the server is set."""
     subject: Subject | None = None
     """Whose data this is; `DELETE /v1/subjects/{id}` goes by it."""
 
@@ -98,18 +120,33 @@ class Ranked(BaseModel):
     confidence: float
 
 
+class NeighbourAnswer(BaseModel):
+    """A remembered sample that is near a text."""
+
+    text: str
+    label: str
+    similarity: float
+    """Cosine similarity, at most 1."""
+
+
 class PredictionAnswer(BaseModel):
     """One prediction."""
 
     id: str
     """What feedback names."""
     label: str
+    """The best guess, also where the version abstains; it is what is recorded."""
     confidence: float
+    abstained: bool | None = None
+    """True where the confidence is below the version's threshold; absent where nobody asked, or the version has none:
+    it is older than thresholds are, or was judged on too few rows."""
     version: str
     """The version that computed it."""
     recorded: bool
     """True when the interaction would survive a crash; false when it waits, was dropped, or recording is off."""
     top: tuple[Ranked, ...] | None = None
+    neighbours: tuple[NeighbourAnswer, ...] | None = None
+    """The nearest remembered samples, nearest first; absent where nobody asked."""
 
 
 class PredictionsAnswer(BaseModel):
@@ -119,7 +156,7 @@ class PredictionsAnswer(BaseModel):
     version: str
 
 
-class FeedbackItem(_Request):
+class FeedbackItem(StrictRequest):
     """What the label of one prediction really is."""
 
     id: Id
@@ -127,7 +164,7 @@ class FeedbackItem(_Request):
     source: Annotated[str, Field(max_length=200), AfterValidator(_name)] = "user"
 
 
-class FeedbackRequest(_Request):
+class FeedbackRequest(StrictRequest):
     """One label, or several in `feedback`."""
 
     id: Id | None = None
@@ -160,7 +197,7 @@ class FeedbackAnswer(BaseModel):
     recorded: bool
 
 
-class ReasonRequest(_Request):
+class ReasonRequest(StrictRequest):
     """Why a version is promoted or rolled back."""
 
     reason: Reason | None = None

@@ -19,7 +19,9 @@ from perdure.registry import Registry
 from perdure.stream.base import Stream
 from perdure_services.serving.batcher import Answer, Batcher, no_champion
 from perdure_services.serving.champion import WARM_UP, ChampionWatcher
+from perdure_services.serving.choice import check_labels, choices
 from perdure_services.serving.deadline import current_deadline, too_late
+from perdure_services.serving.exclusive import Exclusive
 from perdure_services.serving.limits import check_texts
 from perdure_services.serving.metrics import Metrics
 from perdure_services.serving.pace import CHARS_PER_TOKEN
@@ -27,6 +29,7 @@ from perdure_services.serving.recorder import Recorder
 from perdure_services.serving.refusal import Refusal
 from perdure_services.serving.spool.forwarder import Forwarder
 from perdure_services.serving.spool.spooled_stream import SpooledStream
+from perdure_services.serving.thresholds import Thresholds
 
 RECORD_SECONDS = 0.25
 """How long an answer waits for its record to be durable."""
@@ -63,6 +66,8 @@ class Answered:
     prediction: Prediction
     version: str
     recorded: bool
+    abstained: bool | None = None
+    """Whether its confidence is below the version's threshold; None where nobody asked, or there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,9 @@ class Service:
         self.registry = registry
         self.stream = stream
         self.metrics = Metrics()
-        self.champions = ChampionWatcher(registry, load, interval=settings.refresh_seconds, metrics=self.metrics)
+        self.champions = ChampionWatcher(
+            registry, lambda version: Exclusive(load(version)), interval=settings.refresh_seconds, metrics=self.metrics
+        )
         self.batcher = Batcher(
             lambda: self.champions.current,
             max_batch=settings.max_batch,
@@ -121,6 +128,7 @@ class Service:
             cut=max_tokens * CHARS_PER_TOKEN,
             metrics=self.metrics,
         )
+        self.thresholds = Thresholds(registry)
         self.recorder = Recorder(stream, max_records=settings.record_queue, metrics=self.metrics)
         self.forwarder: Forwarder | None = None
         if isinstance(stream, SpooledStream):
@@ -208,9 +216,16 @@ class Service:
         return Readiness(True, "serving")
 
     async def predict(
-        self, texts: Sequence[str], *, top: int = 1, subject: str | None = None, deadline: float | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        top: int = 1,
+        subject: str | None = None,
+        labels: Sequence[str] | None = None,
+        abstain: bool | None = None,
+        deadline: float | None = None,
     ) -> tuple[Answered, ...]:
-        """One answer for each text, all by one version, recorded together.
+        """One answer for each text, all by one version, recorded together as they are given.
 
         To cancel it while the texts wait frees their place, and they are not computed.
 
@@ -218,22 +233,31 @@ class Service:
             texts: at least one.
             top: how many of the most probable labels to give.
             subject: whose data the texts are.
+            labels: those that may be answered; None for all that the version knows.
+            abstain: whether to say which answers are below the version's threshold; None as the settings say.
             deadline: when the answer must be there, in seconds of `time.monotonic`, and never later than
                 `timeout_seconds` from now; None for that of the request which is being answered.
 
         Raises:
-            Refusal: 413 a text is too long, 422 too many texts, 429 they would wait too long, 503 nothing is served
-                or nothing can be recorded where the operator chose to refuse then, 504 no answer in time.
+            Refusal: 413 a text is too long, 422 too many texts, or a label that the version does not know; 429 they
+                would wait too long; 503 nothing is served, a card cannot be read, or nothing can be recorded where the
+                operator chose to refuse then; 504 no answer in time.
         """
         check_texts(texts, self.settings)
         asked_for = current_deadline() if deadline is None else deadline
         until = min(asked_for, time.monotonic() + self.settings.timeout_seconds)
-        if self.champions.current is None:
+        if (current := self.champions.current) is None:
             raise no_champion()
+        if labels is not None:
+            # Before the model is asked; the version that answers may be a newer one, and is asked again.
+            check_labels(current.version, current.classifier.labels, labels)
         if self.settings.record and self._refuses and self.recorder.failing:
             raise _unrecorded()
         answer = await self._scores(texts, until)
-        predictions = answer.scores.predictions(top)
+        wanted = self.settings.abstain if abstain is None else abstain
+        threshold = await self.thresholds.of(answer.version) if wanted else None
+        chosen = choices(answer.version, answer.scores, top=top, allowed=labels, threshold=threshold)
+        predictions = [one.prediction for one in chosen]
         self.metrics.predicted(answer.version, [prediction.label for prediction in predictions])
         at = now()
         interactions = [
@@ -251,8 +275,8 @@ class Service:
         ]
         recorded = self.settings.record and await self._record(interactions) == "recorded"
         return tuple(
-            Answered(interaction.id, prediction, answer.version, recorded)
-            for interaction, prediction in zip(interactions, predictions, strict=True)
+            Answered(interaction.id, one.prediction, answer.version, recorded, one.abstained)
+            for interaction, one in zip(interactions, chosen, strict=True)
         )
 
     async def _scores(self, texts: Sequence[str], deadline: float) -> Answer:

@@ -8,7 +8,9 @@ Requests are sent again where that is safe, within one deadline for the whole ca
 """
 
 from perdure.client.answers import (
+    Embeddings,
     Erasure,
+    Neighbour,
     Prediction,
     Promoted,
     Promotion,
@@ -26,7 +28,9 @@ from perdure.client.operation import Said
 __all__ = [
     "AsyncClient",
     "Client",
+    "Embeddings",
     "Erasure",
+    "Neighbour",
     "Prediction",
     "Promoted",
     "Promotion",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
+
+from perdure.records import Float
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +17,16 @@ class Ranked:
 
     label: str
     confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A remembered sample near a text."""
+
+    text: str
+    label: str
+    similarity: float
+    """Cosine similarity, at most 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +44,11 @@ class Prediction:
     """True when it would survive a crash of the API; false when it waits, was dropped, or recording is off."""
     top: tuple[Ranked, ...] = ()
     """The most probable labels, best first; empty when not asked for."""
+    abstained: bool | None = None
+    """True where the version is too unsure to be relied on; `label` is its best guess all the same. None when not asked
+    for, or where the version has no threshold."""
+    neighbours: tuple[Neighbour, ...] | None = None
+    """The nearest remembered samples, nearest first; None when not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +57,40 @@ class Predictions:
 
     predictions: tuple[Prediction, ...]
     version: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    """Where texts lie."""
+
+    version: str
+    """The version that says so."""
+    space: str
+    """Vectors of the same space can be compared, whichever version they are of."""
+    vectors: Float
+    """n × d, each row of length 1, in the order of the texts: the product of two is their cosine similarity."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedEmbeddings:
+    """The same as it travels: each row of float32, little-endian, as base64."""
+
+    version: str
+    space: str
+    dimensions: int
+    embeddings: tuple[str, ...]
+
+    def decoded(self, texts: int) -> Embeddings:
+        """The embeddings of so many texts.
+
+        Raises:
+            ValueError: they are not of so many, or not of so many dimensions.
+        """
+        rows = [base64.b64decode(row, validate=True) for row in self.embeddings]
+        if len(rows) != texts or any(len(row) != 4 * self.dimensions for row in rows):
+            raise ValueError(f"{len(rows)} embeddings for {texts} texts, or not all of {self.dimensions} dimensions")
+        vectors = np.frombuffer(b"".join(rows), dtype="<f4").astype(np.float32).reshape(texts, self.dimensions)
+        return Embeddings(self.version, self.space, vectors)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self, TypeVar, overload
@@ -11,13 +11,13 @@ from typing import Self, TypeVar, overload
 import httpcore
 
 from perdure.client import operation as ask
-from perdure.client.answers import Erasure, Prediction, Promoted, Readiness, Receipt, Versions
+from perdure.client.answers import Embeddings, Erasure, Prediction, Promoted, Readiness, Receipt, Versions
 from perdure.client.attempts import Fault, Pause
 from perdure.client.endpoint import Endpoint, reply_of
 from perdure.client.exchange import FAULTS, Trace
 from perdure.client.handshake import CancellableBackend
 from perdure.client.idle import Idle
-from perdure.client.operation import NOT_READY, Operation, Reply, Said
+from perdure.client.operation import NOT_READY, Operation, Reply, Said, Wanted
 
 T = TypeVar("T")
 
@@ -30,20 +30,48 @@ class AsyncClient(Endpoint):
     """
 
     @overload
-    async def predict(self, text: str, *, top: int | None = None, subject: str | None = None) -> Prediction: ...
+    async def predict(
+        self,
+        text: str,
+        *,
+        top: int | None = None,
+        subject: str | None = None,
+        labels: Collection[str] | None = None,
+        abstain: bool | None = None,
+        neighbours: int | bool | None = None,
+    ) -> Prediction: ...
 
     @overload
     async def predict(
-        self, text: list[str] | tuple[str, ...], *, top: int | None = None, subject: str | None = None
+        self,
+        text: list[str] | tuple[str, ...],
+        *,
+        top: int | None = None,
+        subject: str | None = None,
+        labels: Collection[str] | None = None,
+        abstain: bool | None = None,
+        neighbours: int | bool | None = None,
     ) -> tuple[Prediction, ...]: ...
 
     async def predict(
-        self, text: str | list[str] | tuple[str, ...], *, top: int | None = None, subject: str | None = None
+        self,
+        text: str | list[str] | tuple[str, ...],
+        *,
+        top: int | None = None,
+        subject: str | None = None,
+        labels: Collection[str] | None = None,
+        abstain: bool | None = None,
+        neighbours: int | bool | None = None,
     ) -> Prediction | tuple[Prediction, ...]:
         """As `Client.predict`."""
+        wanted = Wanted(top=top, subject=subject, labels=labels, abstain=abstain, neighbours=neighbours)
         if isinstance(text, str):
-            return await self._call(ask.predict_one(text, top, subject))
-        return await self._call(ask.predict_many(text, top, subject))
+            return await self._call(ask.predict_one(text, wanted))
+        return await self._call(ask.predict_many(text, wanted))
+
+    async def embeddings(self, texts: Sequence[str]) -> Embeddings:
+        """As `Client.embeddings`."""
+        return await self._call(ask.embeddings(texts))
 
     @overload
     async def feedback(self, said: str, label: str, *, source: str | None = None) -> Receipt: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar, overload
@@ -12,13 +12,13 @@ from typing import Self, TypeVar, overload
 import httpcore
 
 from perdure.client import operation as ask
-from perdure.client.answers import Erasure, Prediction, Promoted, Readiness, Receipt, Versions
+from perdure.client.answers import Embeddings, Erasure, Prediction, Promoted, Readiness, Receipt, Versions
 from perdure.client.attempts import Fault, Pause
 from perdure.client.deadline import Deadline, DeadlineBackend
 from perdure.client.endpoint import Endpoint, reply_of
 from perdure.client.exchange import FAULTS, Trace
 from perdure.client.idle import Idle
-from perdure.client.operation import NOT_READY, Operation, Reply, Said
+from perdure.client.operation import NOT_READY, Operation, Reply, Said, Wanted
 
 T = TypeVar("T")
 
@@ -31,15 +31,38 @@ class Client(Endpoint):
     """
 
     @overload
-    def predict(self, text: str, *, top: int | None = None, subject: str | None = None) -> Prediction: ...
+    def predict(
+        self,
+        text: str,
+        *,
+        top: int | None = None,
+        subject: str | None = None,
+        labels: Collection[str] | None = None,
+        abstain: bool | None = None,
+        neighbours: int | bool | None = None,
+    ) -> Prediction: ...
 
     @overload
     def predict(
-        self, text: list[str] | tuple[str, ...], *, top: int | None = None, subject: str | None = None
+        self,
+        text: list[str] | tuple[str, ...],
+        *,
+        top: int | None = None,
+        subject: str | None = None,
+        labels: Collection[str] | None = None,
+        abstain: bool | None = None,
+        neighbours: int | bool | None = None,
     ) -> tuple[Prediction, ...]: ...
 
     def predict(
-        self, text: str | list[str] | tuple[str, ...], *, top: int | None = None, subject: str | None = None
+        self,
+        text: str | list[str] | tuple[str, ...],
+        *,
+        top: int | None = None,
+        subject: str | None = None,
+        labels: Collection[str] | None = None,
+        abstain: bool | None = None,
+        neighbours: int | bool | None = None,
     ) -> Prediction | tuple[Prediction, ...]:
         """Classifies one text, or several by the same version.
 
@@ -50,10 +73,25 @@ class Client(Endpoint):
             text: one, or a list or tuple of them, answered in their order.
             top: how many of the most probable labels to return beside the best.
             subject: whose data this is; `forget` goes by it.
+            labels: answer only with one of these, which the version must know; None for all that it knows.
+            abstain: say of each answer whether its confidence is below the version's threshold; None as the API is set.
+            neighbours: how many of the nearest remembered samples to show with each answer; True for as many as the API
+                is set to. The key needs the scope `explain` too.
         """
+        wanted = Wanted(top=top, subject=subject, labels=labels, abstain=abstain, neighbours=neighbours)
         if isinstance(text, str):
-            return self._call(ask.predict_one(text, top, subject))
-        return self._call(ask.predict_many(text, top, subject))
+            return self._call(ask.predict_one(text, wanted))
+        return self._call(ask.predict_many(text, wanted))
+
+    def embeddings(self, texts: Sequence[str]) -> Embeddings:
+        """Where `texts` (at least one) lie in the space that the version that serves compares texts in.
+
+        Repeated where no answer came: nothing is recorded.
+
+        Raises:
+            ApiRefused: 501, the version has no embeddings.
+        """
+        return self._call(ask.embeddings(texts))
 
     @overload
     def feedback(self, said: str, label: str, *, source: str | None = None) -> Receipt: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -11,6 +11,8 @@ from urllib.parse import quote
 from pydantic import TypeAdapter
 
 from perdure.client.answers import (
+    Embeddings,
+    EncodedEmbeddings,
     Erasure,
     Prediction,
     Predictions,
@@ -43,6 +45,36 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """How predictions are wanted; None as the API is set."""
+
+    top: int | None = None
+    subject: str | None = None
+    labels: Collection[str] | None = None
+    abstain: bool | None = None
+    neighbours: int | bool | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of a request; those that are None are not sent.
+
+        Raises:
+            UsageError: the labels are one string.
+        """
+        if isinstance(self.labels, str):
+            raise UsageError(f"the labels are one string, {self.labels!r}: give a list, of one label if it is one")
+        # True is a number too.
+        counted = self.neighbours if self.neighbours is not True and self.neighbours is not False else None
+        return {
+            "top_k": self.top,
+            "subject": self.subject,
+            "labels": None if self.labels is None else list(self.labels),
+            "abstain": self.abstain,
+            "explain": None if self.neighbours is None or self.neighbours is False else "neighbours",
+            "neighbours": counted,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """One answer over HTTP; names of headers in lower case."""
 
@@ -72,6 +104,7 @@ class Operation(Generic[T]):
 
 _prediction = TypeAdapter(Prediction)
 _predictions = TypeAdapter(Predictions)
+_embeddings = TypeAdapter(EncodedEmbeddings)
 _receipt = TypeAdapter(Receipt)
 _versions = TypeAdapter(Versions)
 _promoted = TypeAdapter(Promoted)
@@ -79,16 +112,28 @@ _erasure = TypeAdapter(Erasure)
 _readiness = TypeAdapter(Readiness)
 
 
-def predict_one(text: str, top: int | None, subject: str | None) -> Operation[Prediction]:
+def predict_one(text: str, wanted: Wanted) -> Operation[Prediction]:
     # Repeated: computing changes nothing. Both may be recorded, under two ids of which the caller hears one: the other
     # is an interaction without feedback, and counts once more as traffic.
-    body = _json(text=text, top_k=top, subject=subject)
+    body = _json(text=text, **wanted.fields())
     return Operation("predict", "POST", "/v1/predict", body, True, _prediction.validate_json)
 
 
-def predict_many(texts: Sequence[str], top: int | None, subject: str | None) -> Operation[tuple[Prediction, ...]]:
-    body = _json(texts=list(texts), top_k=top, subject=subject)
+def predict_many(texts: Sequence[str], wanted: Wanted) -> Operation[tuple[Prediction, ...]]:
+    body = _json(texts=list(texts), **wanted.fields())
     return Operation("predict", "POST", "/v1/predict", body, True, _in_order(len(texts)))
+
+
+def embeddings(texts: Sequence[str]) -> Operation[Embeddings]:
+    # Repeated: computing changes nothing, and nothing is recorded.
+    if isinstance(texts, str):
+        raise UsageError(f"the texts are one string, {texts[:40]!r}: give a list, of one text if it is one")
+    body = _json(texts=list(texts), encoding="base64")
+
+    def read(found: bytes) -> Embeddings:
+        return _embeddings.validate_json(found).decoded(len(texts))
+
+    return Operation("embeddings", "POST", "/v1/embeddings", body, True, read)
 
 
 def _in_order(texts: int) -> Callable[[bytes], tuple[Prediction, ...]]:

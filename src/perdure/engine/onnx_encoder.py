@@ -68,6 +68,12 @@ class OnnxEncoder:
         self._pad = pad
         self._batch = batch
 
+    @property
+    def dim(self) -> int:
+        """Dimensions d of one layer's states."""
+        (hidden,) = (output for output in self._frozen.get_outputs() if output.name == "hidden")
+        return int(hidden.shape[-1])
+
     def __call__(self, texts: Sequence[str]) -> Vectors:
         """Vectors of n texts, at least one."""
         encoded = self._tokenizer.encode_batch_fast([whole_characters(text) for text in texts])

@@ -104,6 +104,18 @@ class ServedClassifier(Classifier):
             logits = self._adapted.logits(vectors.adapted)
         return blend(self.labels, scores, self._factors, self._adapted, logits)
 
+    @property
+    def space(self) -> str:
+        return self.engine.space
+
+    def embeddings(self, texts: Sequence[str]) -> Float:
+        vectors = self._encoder(texts)
+        # The last of the frozen features are those of the last layer.
+        last = vectors.features[:, -self._encoder.dim :] if vectors.adapted is None else vectors.adapted
+        lengths = np.linalg.norm(last, axis=1, keepdims=True)
+        units: Float = last / np.maximum(lengths, np.finfo(np.float32).tiny)
+        return units
+
     def finite(self) -> bool:
         """Whether all weights of the heads are finite numbers."""
         heads = [self._weights, self._factors] + ([self._adapted.weights] if self._adapted else [])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from perdure.errors import UsageError
 from perdure.records import Float
 
 
@@ -65,3 +66,16 @@ class Classifier(ABC):
     def finite(self) -> bool:
         """Whether all weights are finite numbers; so they are where there are none to look at."""
         return True
+
+    @property
+    def space(self) -> str | None:
+        """Names the space of `embeddings`, which versions may share; None where there are none."""
+        return None
+
+    def embeddings(self, texts: Sequence[str]) -> Float:
+        """Where `texts` (n, at least one) lie in the space that memory's views go by: n × d, each row of length 1.
+
+        Raises:
+            UsageError: this version has none.
+        """
+        raise UsageError(f"version {self.version} has no embeddings: ask a version whose `space` is not None")

@@ -117,6 +117,12 @@ class AnalyticClassifier(Classifier):
     def scores(self, texts: Sequence[str]) -> Scores:
         return self.answer(self.encode(texts, fixed_shapes=False))
 
+    def embeddings(self, texts: Sequence[str]) -> Float:
+        last = self.encode(texts, fixed_shapes=False).last
+        lengths = np.linalg.norm(last, axis=1, keepdims=True)
+        units: Float = last / np.maximum(lengths, np.finfo(np.float32).tiny)
+        return units
+
     def answer(self, encoded: Encoded) -> Scores:
         """Probabilities for texts that were encoded already, in this version's space."""
         return self.combine(self.features(encoded.features) @ self.weights, encoded.adapted)

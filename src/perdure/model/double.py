@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from perdure.model.base import Classifier, Scores
+from perdure.records import Float
 
 
 class KeywordClassifier(Classifier):
-    """Answers the label whose keyword stands in the text; the first label when none does."""
+    """Answers the label whose keyword stands in the text; the first label when none does.
+
+    A text lies where its keywords are: one dimension for each, and one for a text with none of them.
+    """
 
     def __init__(self, version: str, keywords: Mapping[str, str], confidence: float = 0.9) -> None:
         if not keywords:
@@ -27,3 +31,13 @@ class KeywordClassifier(Classifier):
             found = (column for column, word in enumerate(self._keywords) if word in text.casefold())
             probabilities[row, next(found, 0)] = self._confidence
         return Scores(self.labels, probabilities / probabilities.sum(axis=1, keepdims=True))
+
+    @property
+    def space(self) -> str:
+        return f"keywords {' '.join(self._keywords)}"
+
+    def embeddings(self, texts: Sequence[str]) -> Float:
+        found = np.asarray([[word in text.casefold() for word in self._keywords] for text in texts], dtype=np.float32)
+        vectors = np.concatenate([found, 1 - found.max(axis=1, keepdims=True)], axis=1)
+        units: Float = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return units

@@ -32,7 +32,7 @@ def play(outcomes, *, ask=None, timeout=10.0, deadline=30.0, tries=4, jitter=upp
     """What the steps ask for when each try takes `seconds`: the steps, and the end."""
     clock = Clock()
     steps = attempts(
-        ask or operation.predict_one("order", None, None),
+        ask or operation.predict_one("order", operation.Wanted()),
         Patience(timeout, deadline, tries),
         "http://api",
         clock=clock,

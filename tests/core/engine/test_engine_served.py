@@ -42,6 +42,20 @@ def test_float32_is_the_version_itself(classifier_of: Make, written: Written, ad
 
 
 @pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize(("precision", "near"), [("float32", 0.9999), ("int8", 0.9)])
+def test_embeddings_lie_in_the_space_of_the_version_itself(
+    classifier_of: Make, written: Written, adapted: bool, precision: str, near: float
+) -> None:
+    version = classifier_of(adapted=adapted)
+    served = load_served(written(adapted=adapted, precision=precision), "v1", batch=16)
+    assert served.space == version.space
+    found, wanted = served.embeddings(TEXTS), version.embeddings(TEXTS)
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    assert (found * wanted).sum(axis=1).min() > near
+
+
+@pytest.mark.parametrize("adapted", [False, True])
 def test_eight_bits_are_near_it(classifier_of: Make, written: Written, adapted: bool) -> None:
     wanted = classifier_of(adapted=adapted).scores(TEXTS)
     found = load_served(written(adapted=adapted), "v1", batch=16).scores(TEXTS)

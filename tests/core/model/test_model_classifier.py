@@ -81,6 +81,17 @@ def write(classifier: AnalyticClassifier, folder: Path) -> None:
         (folder / name).write_bytes(data)
 
 
+# ── embeddings ──
+def test_embeddings_lie_where_memory_compares_and_have_length_one(make: Make, head: AdaptedHead) -> None:
+    for classifier in (make(), make(head)):
+        found = classifier.embeddings(TEXTS)
+        last = classifier.encode(TEXTS).last
+        np.testing.assert_allclose(found, last / np.linalg.norm(last, axis=1, keepdims=True), atol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+        assert found.dtype == np.float32
+    assert not np.allclose(make().embeddings(TEXTS), make(head).embeddings(TEXTS), atol=1e-2)
+
+
 # ── two heads ──
 def test_without_an_adapter_the_head_speaks_alone(make: Make) -> None:
     classifier = make()

@@ -31,7 +31,11 @@ def test_the_server_and_the_model_describe_themselves(client):
         "label": "BYTES",
         "confidence": "FP32",
         "id": "BYTES",
+        "abstained": "BOOL",
+        "top_label": "BYTES",
+        "top_confidence": "FP32",
     }
+    assert client.get("/v2/models/perdure/versions/v1").json() == model
 
 
 def test_health(client):
@@ -88,13 +92,18 @@ def test_data_may_be_nested(client, shape, data):
         ({"inputs": [tensor(data=["a", ""])]}, "inputs.0.data.1"),
         ({"inputs": [tensor(data=[1, 2])]}, "inputs.0.data.0"),
         ({"inputs": [tensor(shape=[9], data=["a"] * 9)]}, "9 texts"),
+        ({"inputs": [tensor()], "parameters": {"label": "[]"}}, "'label': did you mean 'labels'"),
+        ({"inputs": [tensor()], "parameters": {"labels": "order@v1"}}, "parameters.labels: is no JSON array"),
+        ({"inputs": [tensor()], "parameters": {"labels": "[]"}}, "parameters.labels"),
+        ({"inputs": [tensor()], "parameters": {"labels": '["ordr@v1"]'}}, "labels.0: version v1 knows no label"),
+        ({"inputs": [tensor()], "parameters": {"top_k": "2"}}, "parameters.top_k"),
         ({"inputs": [tensor()], "outputs": [{"name": "scores"}]}, "outputs.0.name"),
     ],
 )
 def test_a_bad_request_is_refused_in_words(client, stream, records, body, part):
     response = infer(client, body)
     assert response.status_code == 422
-    assert part in response.json()["error"]["what"]
+    assert part in response.json()["error"]
     assert records(stream) == []
 
 
@@ -112,7 +121,7 @@ def test_another_model_is_not_found(client):
         client.get("/v2/models/other/ready"),
     ):
         assert response.status_code == 404
-        assert "perdure" in response.json()["error"]["do"]
+        assert "perdure" in response.json()["do"]
 
 
 def test_without_a_champion_it_is_unavailable(serving):
@@ -120,3 +129,42 @@ def test_without_a_champion_it_is_unavailable(serving):
         assert infer(client, {"inputs": [tensor()]}).status_code == 503
         assert client.get("/v2/health/ready").status_code == 503
         assert client.get("/v2/models/perdure").json()["versions"] == []
+
+
+def test_parameters_say_which_labels_may_be_answered_and_how_many(client, stream, records):
+    parameters = {"labels": '["login@v1", "order@v1"]', "top_k": 5, "subject": "ann"}
+    answer = infer(client, {"inputs": [tensor()], "parameters": parameters}).json()
+    outputs = {output["name"]: output for output in answer["outputs"]}
+    assert set(outputs) == {"label", "confidence", "id", "top_label", "top_confidence"}
+    # Neither is meant by "a refund": in the order of the version's labels.
+    assert outputs["label"]["data"] == ["order@v1", "order@v1"]
+    assert outputs["top_label"]["shape"] == outputs["top_confidence"]["shape"] == [2, 2]
+    assert outputs["top_label"]["data"] == ["order@v1", "login@v1"] * 2
+    assert outputs["top_confidence"]["data"] == pytest.approx([0.5, 0.5, 0.9 / 0.95, 0.05 / 0.95])
+    assert {record.subject for record in records(stream)} == {"ann"}
+
+
+def test_a_ranking_may_be_asked_for_as_an_output_alone(client):
+    answer = infer(client, {"inputs": [tensor()], "outputs": [{"name": "top_label"}]}).json()
+    assert [(output["name"], output["shape"]) for output in answer["outputs"]] == [("top_label", [2, 1])]
+
+
+def test_a_version_may_be_named_as_long_as_it_is_the_one_that_serves(client):
+    body = {"inputs": [tensor()]}
+    assert client.post("/v2/models/perdure/versions/v1/infer", json=body).json()["model_version"] == "v1"
+    refused = client.post("/v2/models/perdure/versions/v0/infer", json=body)
+    assert refused.status_code == 404
+    assert "'v0' is not served here, but version 'v1'" in refused.json()["error"]
+    assert client.get("/v2/models/perdure/versions/v0/ready").status_code == 404
+    assert client.get("/v2/models/perdure/versions/v1/ready").json()["ready"] is True
+
+
+def test_an_error_is_a_string_as_the_protocol_wants_it(client):
+    response = infer(client, {"inputs": [tensor(data=["a", ""])]})
+    problem = response.json()
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem["error"] == f"{problem['detail']}: {problem['do']}"
+    assert problem["value"] == ""
+    unavailable = client.get("/v2/repository/index").json()
+    assert isinstance(unavailable["error"], str)
+    assert isinstance(client.get("/v1/nothing").json()["error"], dict)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from perdure.config import ALLOW_ANONYMOUS, Settings
 from perdure.errors import RegistryError, StreamError
+from perdure.registry import Registry
 from perdure.stream import SqliteStream
 from perdure_services.serving import command
 from perdure_services.serving.server import listen, url_of
@@ -29,7 +30,7 @@ def ran(monkeypatch):
     calls = []
 
     def run(settings, *, listener, registry, stream, load, announce):
-        calls.append((settings, listener.getsockname(), registry, stream))
+        calls.append((settings, listener.getsockname(), registry, stream, load))
         announce("it runs")
 
     monkeypatch.setattr(command, "run", run)
@@ -53,7 +54,7 @@ def test_it_runs_with_what_the_options_say(serve, ran):
     assert result.exit_code == 0, result.output
     assert result.stdout == "it runs\n"
     assert result.stderr == ""
-    settings, address, registry, stream = ran[0]
+    settings, address, registry, stream, _ = ran[0]
     assert (settings.serving.max_batch, settings.serving.max_queue, settings.seed) == (7, 9, 3)
     assert settings.serving.port == 0
     assert address[0] == "127.0.0.1"
@@ -64,13 +65,17 @@ def test_it_runs_with_what_the_options_say(serve, ran):
         stream.end()
 
 
-def test_threads_are_set_only_when_asked_for(serve, ran, monkeypatch):
-    asked = []
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(set_num_threads=asked.append))
-    assert serve("--port", "0").exit_code == 0
-    assert asked == []
-    assert serve("--port", "0", "--set", "model.threads=1").exit_code == 0
-    assert asked == [1]
+def test_threads_go_where_the_model_runs(serve, ran, monkeypatch):
+    blas, asked = [], []
+    monkeypatch.setattr("perdure_services.serving.command.threadpool_limits", lambda count, **given: blas.append(count))
+    monkeypatch.setattr("perdure.engine.load.load_version", lambda *args, **given: asked.append(given["threads"]))
+    monkeypatch.setattr(Registry, "fetch", lambda self, version, cache: cache)
+    for extra, threads in (((), 0), (("--set", "model.threads=3"), 3)):
+        assert serve("--port", "0", *extra).exit_code == 0
+        ran[-1][-1]("v1")
+        assert asked[-1] == threads
+    # The heads' own products are too small for threads.
+    assert blas == [1, 1]
 
 
 @pytest.mark.parametrize(

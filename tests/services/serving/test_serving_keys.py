@@ -239,7 +239,7 @@ def test_revoking_takes_the_key_out(run):
     ("arguments", "part"),
     [
         (["create", "web", "--scopes", "predikt"], "did you mean 'predict'"),
-        (["create", "web", "--scopes", ""], "choose of predict, feedback, admin, metrics"),
+        (["create", "web", "--scopes", ""], "choose of predict, feedback, explain, admin, metrics"),
         (["create", "web", "--scopes", "predict", "--rate", "0"], "--rate cannot be 0.0"),
         (["create", "web", "--scopes", "predict", "--rate", "inf"], "--rate cannot be inf"),
         (["create", "web", "--scopes", "predict", "--burst", "2"], "give --rate R too"),

@@ -94,7 +94,8 @@ def test_past_its_deadline_a_request_is_answered_504_and_never_computed(client, 
     assert 0.06 <= time.monotonic() - start < 2
     assert response.status_code == 504
     assert response.headers["content-type"] == "application/problem+json"
-    assert "X-Request-Timeout-Ms" in response.json()["error"]["do"]
+    # An object below /v1; below /v2 the protocol wants a string.
+    assert "X-Request-Timeout-Ms" in str(response.json()["error"])
     held.gate.set()
     assert client.post("/v1/predict", json={"text": "order"}).status_code == 200
     assert ("late order",) not in held.calls
