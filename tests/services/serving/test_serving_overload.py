@@ -45,10 +45,9 @@ def held(client, shelf, until):
     running.result(5)
 
 
-def counted(client, line):
-    return float(
-        next(found for found in client.get("/metrics").text.splitlines() if found.startswith(line)).split()[-1]
-    )
+def counted(client, part):
+    lines = client.get("/metrics").text.splitlines()
+    return float(next(line for line in lines if part in line and not line.startswith("#")).split()[-1])
 
 
 # ── Deadlines ──
