@@ -109,6 +109,10 @@ def test_the_server_has_a_deadline_of_its_own(registry, publish, serving, shelf)
         model.gate.clear()
         for headers in ({}, {"X-Request-Timeout-Ms": "60000"}):
             assert client.post("/v1/predict", json={"text": "order"}, headers=headers).status_code == 504
+        # Other protocols do not come through the door.
+        with pytest.raises(Refusal) as refusal:
+            asyncio.run(client.app.state.service.predict(["order"], deadline=math.inf))
+        assert refusal.value.status_code == 504
         model.gate.set()
 
 
@@ -409,19 +413,26 @@ def test_after_the_answer_nobody_is_watched():
 
 
 def test_a_task_that_is_cancelled_by_client_and_server_stays_cancelled():
+    went_on = []
+
     async def run():
         async def work():
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                task.cancel()
-                raise
+            watched = Departure({}, leaves)
+            with watched:
+                watched.watch()
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    task.cancel()
+                    raise
+            went_on.append(True)
 
-        task = asyncio.create_task(answering(leaves, work))
+        task = asyncio.create_task(work())
         with pytest.raises(asyncio.CancelledError):
             await task
 
     asyncio.run(run())
+    assert not went_on
 
 
 def test_a_task_that_others_cancel_stays_cancelled():
@@ -459,10 +470,10 @@ def test_limits_are_settings(registry, publish, serving):
 @pytest.fixture
 def asked(registry, stream, shelf):
     """Reads a body of at most 10 bytes."""
-    settings = Settings().with_values({"serving.max_body_bytes": 10})
+    settings = Settings().with_values({"serving.max_body_bytes": 10, "serving.timeout_seconds": 0.4})
     app = create_app(settings, registry=registry, stream=stream, load=shelf)
 
-    def read_body(body, *, headers=(), seconds=5.0, pause=0.0):
+    def read_body(body, *, headers=(), seconds=math.inf, pause=0.0):
         sent = list(body)
         read = []
 
@@ -502,7 +513,8 @@ def test_a_body_that_comes_too_slowly_is_given_up(asked):
     assert refusal.status_code == 408
     assert refusal.headers == {"Connection": "close"}
     assert len(read) == 2
-    assert time.monotonic() - start < 1
+    assert asked([b"1"] * 10, pause=0.2)[0].status_code == 408
+    assert time.monotonic() - start < 2
 
 
 # ── The way out ──
