@@ -77,7 +77,7 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     app.state.explanations = explanations
     app.router.route_class = GuardedRoute
     refusal.install(app)
-    asking = [*predictions.router.routes, *open_inference.router.routes]
+    asking = [*predictions.router.routes, *embeddings.router.routes, *open_inference.router.routes]
     app.add_middleware(Door, service=service, lag=lag, routes=asking)
     app.add_middleware(Metering, metrics=service.metrics)
     app.add_middleware(Farewell, draining=lambda: service.draining)
