@@ -11,20 +11,28 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp
 
 from perdure.config import Settings
 from perdure.model.base import Classifier
 from perdure.registry import Registry
 from perdure.stream.base import Stream
 from perdure_services.serving import health, open_inference, predictions, refusal, subjects, versions
-from perdure_services.serving.access import SECURITY_SCHEMES, Access, GuardedRoute, open_to_all
+from perdure_services.serving.access import Access, GuardedRoute, open_to_all
 from perdure_services.serving.deadline import HEADER
+from perdure_services.serving.description import described
 from perdure_services.serving.door import Door
 from perdure_services.serving.farewell import Farewell
 from perdure_services.serving.loop_lag import LoopLag
 from perdure_services.serving.metering import Metering
+from perdure_services.serving.request_id import RequestIds
 from perdure_services.serving.security_headers import SecurityHeaders
 from perdure_services.serving.service import Service, service_of
+from perdure_services.serving.tracing import Traced, open_tracing
+
+NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""For FastAPI, whose newer releases send spans and logs of their own wherever a provider of OpenTelemetry is set up:
+with paths and with the messages of exceptions, and so with what clients sent. `tracing.py` does without those."""
 
 DESCRIPTION = f"""Predictions by a model that keeps learning, and what people say of them.
 
@@ -34,6 +42,13 @@ says when there will be room.
 """
 
 
+class Application(FastAPI):
+    """FastAPI, all of whose answers have a request id: also those that Starlette makes outside of all middleware."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return RequestIds(super().build_middleware_stack())
+
+
 def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: Callable[[str], Classifier]) -> FastAPI:
     """The serving app, over a registry, a stream, and a way to load a version by its name.
 
@@ -41,13 +56,14 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     called in a thread of its own and may raise any `PerdureError` or `OSError`: what is served then stays.
 
     Raises:
-        SettingError: the file of keys cannot be used.
+        SettingError: the file of keys cannot be used, or traces are asked for that cannot be made.
     """
     service = Service(
         settings.serving, registry=registry, stream=stream, load=load, max_tokens=settings.model.max_tokens
     )
     access = Access(settings.serving, service.metrics.registry)
     lag = LoopLag(service.metrics.shed)
+    tracing = open_tracing() if settings.serving.traces else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -58,28 +74,32 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
         finally:
             beating.cancel()
             await run_in_threadpool(service.close)
+            if tracing is not None:
+                await run_in_threadpool(tracing.close)
 
-    app = FastAPI(title="Perdure", version=installed("perdure"), description=DESCRIPTION, lifespan=lifespan)
+    app = Application(
+        title="Perdure",
+        version=installed("perdure"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        telemetry=NO_TELEMETRY,
+    )
     app.state.service = service
     app.state.access = access
     app.router.route_class = GuardedRoute
     refusal.install(app)
     asking = [*predictions.router.routes, *open_inference.router.routes]
     app.add_middleware(Door, service=service, lag=lag, routes=asking)
-    app.add_middleware(Metering, metrics=service.metrics)
+    app.add_middleware(Metering, metrics=service.metrics, access_log=settings.serving.access_log)
     app.add_middleware(Farewell, draining=lambda: service.draining)
     app.add_middleware(SecurityHeaders)
+    if tracing is not None:
+        app.add_middleware(Traced, tracing=tracing)
     for routes in (predictions, versions, subjects, open_inference, health):
         app.include_router(routes.router)
     app.add_api_route("/", index, include_in_schema=False)
-    app.openapi = partial(_described, app)  # type: ignore[method-assign]
+    app.openapi = partial(described, app)  # type: ignore[method-assign]
     return app
-
-
-def _described(app: FastAPI) -> dict[str, Any]:
-    description = FastAPI.openapi(app)
-    description.setdefault("components", {})["securitySchemes"] = SECURITY_SCHEMES
-    return description
 
 
 @open_to_all
