@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files test-faults clean
+.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files test-faults test-fuzz bench-soak metrics-table clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -81,6 +81,17 @@ bench-kafka: setup kafka-files  ## What recording, sending, catching up and an o
 
 test-faults: setup kafka-files  ## The faults against a real broker, at full length
 	PERDURE_FULL_FAULTS=1 $(BIN)/pytest tests/e2e/kafka --timeout 900
+
+test-fuzz: setup  ## 10,000 requests made from the API's own description; FUZZ=N for others, SEED=N for others still
+	PERDURE_FUZZ=$(or $(FUZZ),10000) PERDURE_FUZZ_SEED=$(or $(SEED),0) $(BIN)/pytest --timeout 7200 --no-header \
+		tests/services/serving/test_described_requests.py tests/services/serving/test_hostile_requests.py
+
+bench-soak: setup  ## Half an hour of perdure serve under load with swaps, then 100 swaps: does memory stay flat?
+	$(BIN)/python benchmarks/soak.py $(ARGS)
+	$(BIN)/python benchmarks/soak.py --swaps 100 $(ARGS)
+
+metrics-table: setup  ## Write docs/metrics.md anew: all series that the API tells Prometheus
+	$(BIN)/python -m perdure_services.serving.series > docs/metrics.md
 
 clean:  ## Remove what was made here, but for .venv
 	rm -rf var dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from perdure import __version__
+from perdure import __version__, logs
 from perdure.commands import backtest, learning, remembering, versions
 from perdure.commands.options import stderr
 from perdure.errors import PerdureError, StoreBusy, UsageError
@@ -55,11 +55,7 @@ def perdure(
 
     Start with `perdure demo`. With your own data: `perdure fit --data FILE`, then `perdure serve` and `perdure train`.
     """
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    logs.begin(logging.INFO if verbose else logging.WARNING)
     if not verbose:
         # A broker that is away is told once, in our words; its client shouts at every try.
         logging.getLogger("kafka").setLevel(logging.CRITICAL)

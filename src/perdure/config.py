@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from perdure.errors import SettingError
+from perdure.logs import LogFormat
 
 ENV_PREFIX = "PERDURE_"
 
@@ -308,6 +309,10 @@ class ServingSettings(Section):
     lame_duck_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long requests are still taken after SIGTERM, while readiness says no, so that whoever sends them can turn
     elsewhere; only where something has asked for readiness lately."""
+    traces: bool = False
+    """Send OpenTelemetry traces, with what `perdure[otel]` installs, to where the OTEL_* variables say."""
+    access_log: bool = False
+    """Log a line for every request: method, route, status, time, name of the key; nothing of what was sent."""
     keys: str = ""
     """File of the API keys that are asked for (`perdure keys create`); empty for none. Changes are followed."""
     open_metrics: bool = False
@@ -320,6 +325,13 @@ class ServingSettings(Section):
     """File with the certificate's key (PEM); empty where the certificate's file holds it too."""
     tls_key_password_file: str = ""
     """File with the password of that key: a secret stands in no setting."""
+
+
+class LogSettings(Section):
+    """What `perdure serve`, `train` and `ingest` log, to standard error."""
+
+    format: LogFormat = "text"
+    """Lines for people, or a JSON object a line."""
 
 
 class TrainerSettings(Section):
@@ -358,6 +370,7 @@ class Settings(Section):
     judge: JudgeSettings = JudgeSettings()
     serving: ServingSettings = ServingSettings()
     trainer: TrainerSettings = TrainerSettings()
+    log: LogSettings = LogSettings()
 
     def with_values(self, values: Mapping[str, Any]) -> Settings:
         """These settings with dotted names (`section.name`) replaced."""

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from perdure import logs
 from perdure.config import load_settings
 
 
@@ -30,6 +31,7 @@ def ingest(
     """
     logging.getLogger("perdure_services.ingester").setLevel(logging.INFO)
     settings = load_settings(config, overrides or ())
+    logs.use(settings.log.format)
     # Imported here: torch takes seconds, and `--help` must not.
     from perdure.learn.absorb import Absorber
     from perdure.learn.analytic import HeadLearner

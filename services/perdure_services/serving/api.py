@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp
 
 from perdure.config import ServingSettings, Settings
 from perdure.errors import SettingError
@@ -18,15 +19,22 @@ from perdure.model.base import Classifier
 from perdure.registry import Registry
 from perdure.stream.base import Stream
 from perdure_services.serving import embeddings, health, open_inference, predictions, refusal, subjects, versions
-from perdure_services.serving.access import SECURITY_SCHEMES, Access, GuardedRoute, open_to_all
+from perdure_services.serving.access import Access, GuardedRoute, open_to_all
 from perdure_services.serving.deadline import HEADER
+from perdure_services.serving.description import described
 from perdure_services.serving.door import Door
 from perdure_services.serving.explanations import Explanations
 from perdure_services.serving.farewell import Farewell
 from perdure_services.serving.loop_lag import LoopLag
 from perdure_services.serving.metering import Metering
+from perdure_services.serving.request_id import RequestIds
 from perdure_services.serving.security_headers import SecurityHeaders
 from perdure_services.serving.service import Service, service_of
+from perdure_services.serving.tracing import Traced, open_tracing
+
+NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""For FastAPI, whose newer releases send spans and logs of their own wherever a provider of OpenTelemetry is set up:
+with paths and with the messages of exceptions, and so with what clients sent. `tracing.py` does without those."""
 
 DESCRIPTION = f"""Predictions by a model that keeps learning, and what people say of them.
 
@@ -39,6 +47,13 @@ CLOSE_SECONDS = 1.0
 """How long an explanation under way may take when everything else has ended."""
 
 
+class Application(FastAPI):
+    """FastAPI, all of whose answers have a request id: also those that Starlette makes outside of all middleware."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return RequestIds(super().build_middleware_stack())
+
+
 def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: Callable[[str], Classifier]) -> FastAPI:
     """The serving app, over a registry, a stream, and a way to load a version by its name.
 
@@ -46,7 +61,7 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     called in a thread of its own and may raise any `PerdureError` or `OSError`: what is served then stays.
 
     Raises:
-        SettingError: the file of keys cannot be used; or gRPC is wanted, and cannot be had.
+        SettingError: the file of keys cannot be used; gRPC is wanted, or traces, and cannot be had.
         OSError: the port for gRPC is taken.
     """
     rpc = _rpc(settings) if settings.serving.grpc_port is not None else None
@@ -56,6 +71,7 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     access = Access(settings.serving, service.metrics.registry)
     explanations = Explanations(settings, service)
     lag = LoopLag(service.metrics.shed)
+    tracing = open_tracing() if settings.serving.traces else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -70,8 +86,16 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
             beating.cancel()
             await run_in_threadpool(service.close)
             await run_in_threadpool(explanations.close, CLOSE_SECONDS)
+            if tracing is not None:
+                await run_in_threadpool(tracing.close)
 
-    app = FastAPI(title="Perdure", version=installed("perdure"), description=DESCRIPTION, lifespan=lifespan)
+    app = Application(
+        title="Perdure",
+        version=installed("perdure"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        telemetry=NO_TELEMETRY,
+    )
     app.state.service = service
     app.state.access = access
     app.state.explanations = explanations
@@ -79,13 +103,15 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     refusal.install(app)
     asking = [*predictions.router.routes, *embeddings.router.routes, *open_inference.router.routes]
     app.add_middleware(Door, service=service, lag=lag, routes=asking)
-    app.add_middleware(Metering, metrics=service.metrics)
+    app.add_middleware(Metering, metrics=service.metrics, access_log=settings.serving.access_log)
     app.add_middleware(Farewell, draining=lambda: service.draining)
     app.add_middleware(SecurityHeaders)
+    if tracing is not None:
+        app.add_middleware(Traced, tracing=tracing)
     for routes in (predictions, embeddings, versions, subjects, open_inference, health):
         app.include_router(routes.router)
     app.add_api_route("/", index, include_in_schema=False)
-    app.openapi = partial(_described, app)  # type: ignore[method-assign]
+    app.openapi = partial(described, app)  # type: ignore[method-assign]
     return app
 
 
@@ -98,12 +124,6 @@ def _rpc(settings: Settings) -> Callable[[ServingSettings, Service, Access], Abs
         ) from error
     check_settings(settings.serving)
     return running
-
-
-def _described(app: FastAPI) -> dict[str, Any]:
-    description = FastAPI.openapi(app)
-    description.setdefault("components", {})["securitySchemes"] = SECURITY_SCHEMES
-    return description
 
 
 @open_to_all

@@ -31,6 +31,12 @@ class Answer:
 
     version: str
     scores: Scores
+    queued: float = 0.0
+    """When the request came, in seconds of `time.perf_counter`."""
+    begun: float = 0.0
+    """When its batch was begun."""
+    done: float = 0.0
+    """When its batch was done."""
 
 
 _Request: TypeAlias = WaitingRequest[Answer]
@@ -212,6 +218,7 @@ class Batcher:
             for request in batch:
                 request.future.set_exception(no_champion())
             return
+        start = time.perf_counter()
         try:
             scores = self._scores(champion.classifier, texts, parts)
         except Exception as error:  # noqa: BLE001
@@ -227,12 +234,15 @@ class Batcher:
             batch[0].future.set_exception(error)
             return
         self._answered = time.monotonic()
-        start = 0
+        done = time.perf_counter()
+        self._metrics.waited(champion.version, [start - request.since for request in batch])
+        first = 0
         for request in batch:
-            end = start + len(request.texts)
-            rows = scores.probabilities[start:end]
-            request.future.set_result(Answer(champion.version, Scores(scores.labels, rows)))
-            start = end
+            last = first + len(request.texts)
+            rows = scores.probabilities[first:last]
+            answered = Scores(scores.labels, rows)
+            request.future.set_result(Answer(champion.version, answered, request.since, start, done))
+            first = last
 
     def _scores(self, classifier: Classifier, texts: list[str], parts: list[list[int]]) -> Scores:
         probabilities = None
@@ -252,8 +262,7 @@ class Batcher:
             size: TextSize = measured(part, self._cut)
             with self._changed:
                 self._pace.learn(size.padded, seconds)
-            self._metrics.batch_texts.observe(len(part))
-            self._metrics.batch_seconds.observe(seconds)
+            self._metrics.computed(classifier.version, len(part), seconds)
             if probabilities is None:
                 probabilities = np.empty((len(texts), len(scores.labels)), dtype=scores.probabilities.dtype)
             probabilities[places] = scores.probabilities

@@ -10,17 +10,21 @@ from typing import Annotated
 import typer
 from threadpoolctl import threadpool_limits
 
+from perdure import logs
 from perdure.config import ModelSettings, Settings, load_settings
 from perdure.errors import PerdureError, UsageError
 from perdure.model.base import Classifier
 from perdure.registry import Registry
 from perdure.stream import open_stream
+from perdure_services.keys import redacted
 from perdure_services.serving.exposure import check_exposure, warnings
 from perdure_services.serving.server import listen, run
 from perdure_services.serving.spool.spooled_stream import with_spool
 
 CACHE = Path("var/perdure/cache")
 """Where versions of a remote registry are kept, relative to the working folder."""
+
+_log = logging.getLogger(__name__)
 
 USAGE = 2
 FAILURE = 1
@@ -97,9 +101,13 @@ def _settings(config: Path | None, overrides: list[str], host: str | None, port:
 
 def _serve(settings: Settings) -> None:
     serving = settings.serving
+    logs.use(settings.log.format, redacted)
+    as_json = settings.log.format == "json"
     check_exposure(serving.host, serving)
     for warning in warnings(serving.host, serving):
-        typer.echo(f"Warning: {warning}", err=True)
+        _log.warning("%s", warning) if as_json else typer.echo(f"Warning: {warning}", err=True)
+    # What collects the logs of a container reads standard output too, and must find nothing but JSON there.
+    announce = _log.info if as_json else typer.echo
     registry = Registry(settings.registry.url)
     # The heads' products are small: threads for them would only take cores from the encoder and from requests.
     threadpool_limits(1, user_api="blas")
@@ -109,4 +117,4 @@ def _serve(settings: Settings) -> None:
         open_stream(settings.stream) as opened,
         with_spool(opened, settings.spool) as stream,
     ):
-        run(settings, listener=listener, registry=registry, stream=stream, load=load, announce=typer.echo)
+        run(settings, listener=listener, registry=registry, stream=stream, load=load, announce=announce)

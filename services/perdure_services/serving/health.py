@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
-from prometheus_client import CONTENT_TYPE_LATEST
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from perdure_services.serving.access import GuardedRoute, needs, open_to_all
@@ -40,6 +39,7 @@ async def readyz(service: Parts) -> Response:
 
 @router.get("/metrics")
 @needs("metrics")
-async def metrics(service: Parts) -> Response:
-    """All series, in Prometheus' text format."""
-    return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+async def metrics(request: Request, service: Parts) -> Response:
+    """All series, in Prometheus' text format or OpenMetrics."""
+    content, kind = service.metrics.exposed(request.headers.get("accept", ""))
+    return Response(content, headers={"Content-Type": kind})

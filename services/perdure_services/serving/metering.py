@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from perdure_services.serving.access import caller_of
+from perdure_services.serving.access_log import log_request
 from perdure_services.serving.metrics import Metrics
-
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+from perdure_services.serving.route import method_of, route_of
 
 
 class Metering:
-    """ASGI middleware that feeds `Metrics`."""
+    """ASGI middleware that feeds `Metrics`, and the log of requests where `access_log` asks for one."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, access_log: bool = False) -> None:
         self._app = app
         self._metrics = metrics
+        self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,8 +38,9 @@ class Metering:
             try:
                 await self._app(scope, receive, watched)
             finally:
-                # The template, not the path: the number of series must not grow with what clients send.
-                route = getattr(scope.get("route"), "path", "other")
-                method = scope["method"] if scope["method"] in _METHODS else "other"
+                seconds = time.perf_counter() - start
+                method, route = method_of(scope), route_of(scope)
                 self._metrics.requests.labels(method, route, str(status)).inc()
-                self._metrics.request_seconds.labels(route).observe(time.perf_counter() - start)
+                self._metrics.request_seconds.labels(method, route).observe(seconds)
+                if self._access_log:
+                    log_request(method, route, status, seconds, caller_of(Request(scope)))

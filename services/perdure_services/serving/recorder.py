@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 
 from perdure.errors import StoreBusy, StoreFull, StreamError
@@ -36,6 +37,7 @@ class _Group:
     chars: int
     since: float
     done: Future[bool] = field(default_factory=Future)
+    context: Context = field(default_factory=copy_context)
 
 
 class Recorder:
@@ -175,7 +177,8 @@ class Recorder:
                 if len(groups) > 1:
                     # A record that cannot be encoded must not hold up the others for ever.
                     return all(self._write([group]) for group in groups)
-                _log.exception("%d records cannot be written and are dropped", len(groups[0].records))
+                said = "%d records cannot be written and are dropped"
+                groups[0].context.run(_log.exception, said, len(groups[0].records))
                 self._drop(groups[0])
                 return True
             else:

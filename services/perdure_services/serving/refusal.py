@@ -15,6 +15,8 @@ from starlette.responses import JSONResponse
 
 from perdure.errors import PerdureError, RegistryError, StalePromotion, UsageError, VersionDamaged, VersionNotFound
 from perdure_services.keys import redacted
+from perdure_services.serving.request_id import request_id
+from perdure_services.serving.route import route_of
 from perdure_services.serving.security_headers import ALWAYS, DATA_POLICY, POLICY
 
 MAX_VALUE_CHARS = 120
@@ -66,6 +68,7 @@ def answer(
         "title": HTTPStatus(status).phrase,
         "status": status,
         "detail": what,
+        "request_id": request_id(),
         "error": {"what": what, "value": _shown(value), "do": do},
     }
     return RefusalResponse(problem, status_code=status, headers=headers)
@@ -149,12 +152,12 @@ async def _perdure(request: Request, error: Exception) -> RefusalResponse:
     if isinstance(error, UsageError):
         return answer(422, str(error), do="correct it and send the request again; see /docs")
     do = "look at the registry and try again" if isinstance(error, RegistryError) else "try again later"
-    _log.error("%s %s could not be done: %s", request.method, redacted(request.url.path), redacted(str(error)))
+    _log.error("%s %s could not be done: %s", request.method, route_of(request.scope), redacted(str(error)))
     return answer(503, str(error), do=do, headers={"Retry-After": "1"})
 
 
 async def _unexpected(request: Request, error: Exception) -> RefusalResponse:
-    _log.error("%s %s failed", request.method, redacted(request.url.path), exc_info=error)
+    _log.error("%s %s failed", request.method, route_of(request.scope), exc_info=error)
     what = f"the server failed on this request: {type(error).__name__}"
     # This answer is made outside of all middleware.
     return answer(500, what, do="try again; the server's log says more", headers={**ALWAYS, POLICY: DATA_POLICY})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
 from perdure.records import MAX_LABEL_CHARS, MAX_TEXT_BYTES
@@ -46,6 +46,11 @@ def _text(text: str) -> str:
     return text
 
 
+def _whole(number: Any) -> Any:
+    # JSON knows one kind of number, and JSON Schema calls 3.0 an integer.
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 def _name(name: str) -> str:
     if not name.strip():
         raise PydanticCustomError("empty", "is empty")
@@ -54,20 +59,32 @@ def _name(name: str) -> str:
     return name
 
 
-Text = Annotated[str, AfterValidator(_text), Field(description="What to classify; at most 1 MB of UTF-8.")]
-Id = Annotated[str, Field(max_length=MAX_NAME_CHARS), AfterValidator(_name)]
-LabelName = Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(_name)]
-Subject = Annotated[str, Field(max_length=200), AfterValidator(_name)]
-Reason = Annotated[str, Field(max_length=500), AfterValidator(_name)]
+_BLANK = r"\s\u001c-\u001f\u0085"
+"""What Python takes for blank, in a pattern of JSON Schema."""
+
+_NAME = Field(json_schema_extra={"pattern": rf"^[^\u0000]*[^{_BLANK}\u0000][^\u0000]*$"})
+
+Text = Annotated[
+    str,
+    AfterValidator(_text),
+    Field(
+        description="What to classify; at most 1 MB of UTF-8.",
+        json_schema_extra={"pattern": f"[^{_BLANK}]", "maxLength": MAX_TEXT_BYTES},
+    ),
+]
+Id = Annotated[str, Field(max_length=MAX_NAME_CHARS), AfterValidator(_name), _NAME]
+LabelName = Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(_name), _NAME]
+Subject = Annotated[str, Field(max_length=200), AfterValidator(_name), _NAME]
+Reason = Annotated[str, Field(max_length=500), AfterValidator(_name), _NAME]
 AllowedLabels = Annotated[tuple[LabelName, ...], Field(min_length=1, max_length=MAX_ALLOWED_LABELS, fail_fast=True)]
 Flag = Annotated[bool, Field(strict=True)]
-TopK = Annotated[int, Field(strict=True, ge=1, le=1000)]
+TopK = Annotated[int, Field(strict=True, ge=1, le=1000), BeforeValidator(_whole)]
 
 
 class StrictRequest(BaseModel):
     """Part of a request; a field that it does not know is refused with the nearest one that it does."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, json_schema_extra={"additionalProperties": False})
 
     @model_validator(mode="before")
     @classmethod
@@ -87,8 +104,22 @@ class StrictRequest(BaseModel):
 Explanation = Literal["neighbours"]
 
 
+def _either(one: str, other: str, *, beside: str = "") -> ConfigDict:
+    """Describes that the fields `one` are given (and, if wanted, those `beside`), or `other`; null is none."""
+
+    def only(given: str, absent: str) -> dict[str, JsonValue]:
+        fields: dict[str, JsonValue] = {name: {"not": {"type": "null"}} for name in given.split()}
+        fields.update({name: {"type": "null"} for name in absent.split()})
+        return {"required": [*given.split()], "properties": fields}
+
+    variants: list[JsonValue] = [only(one, other), only(other, f"{one} {beside}")]
+    return ConfigDict(json_schema_extra={"additionalProperties": False, "oneOf": variants})
+
+
 class PredictRequest(StrictRequest):
     """One text, or several that are answered by the same version."""
+
+    model_config = _either("text", "texts")
 
     text: Text | None = None
     texts: Annotated[tuple[Text, ...], Field(min_length=1, fail_fast=True)] | None = None
@@ -101,7 +132,7 @@ class PredictRequest(StrictRequest):
     explain: Explanation | None = None
     """`neighbours`: tell with each answer the nearest samples that memory holds. The query parameter of this name does
     the same. Where keys are asked for, the key needs the scope `explain` too: these are texts that people have sent."""
-    neighbours: Annotated[int, Field(strict=True, ge=1, le=MAX_NEIGHBOURS)] | None = None
+    neighbours: Annotated[int, Field(strict=True, ge=1, le=MAX_NEIGHBOURS), BeforeValidator(_whole)] | None = None
     """How many; by default as the server is set."""
     subject: Subject | None = None
     """Whose data this is; `DELETE /v1/subjects/{id}` goes by it."""
@@ -161,15 +192,17 @@ class FeedbackItem(StrictRequest):
 
     id: Id
     label: LabelName
-    source: Annotated[str, Field(max_length=200), AfterValidator(_name)] = "user"
+    source: Annotated[str, Field(max_length=200), AfterValidator(_name), _NAME] = "user"
 
 
 class FeedbackRequest(StrictRequest):
     """One label, or several in `feedback`."""
 
+    model_config = _either("id label", "feedback", beside="source")
+
     id: Id | None = None
     label: LabelName | None = None
-    source: Annotated[str, Field(max_length=200), AfterValidator(_name)] | None = None
+    source: Annotated[str, Field(max_length=200), AfterValidator(_name), _NAME] | None = None
     feedback: (
         Annotated[tuple[FeedbackItem, ...], Field(min_length=1, max_length=MAX_FEEDBACK, fail_fast=True)] | None
     ) = None

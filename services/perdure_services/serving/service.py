@@ -30,6 +30,7 @@ from perdure_services.serving.refusal import Refusal
 from perdure_services.serving.spool.forwarder import Forwarder
 from perdure_services.serving.spool.spooled_stream import SpooledStream
 from perdure_services.serving.thresholds import Thresholds
+from perdure_services.serving.tracing import note
 
 RECORD_SECONDS = 0.25
 """How long an answer waits for its record to be durable."""
@@ -254,6 +255,8 @@ class Service:
         if self.settings.record and self._refuses and self.recorder.failing:
             raise _unrecorded()
         answer = await self._scores(texts, until)
+        note("queue", answer.queued, answer.begun)
+        note("model", answer.begun, answer.done, {"perdure.version": answer.version, "perdure.texts": len(texts)})
         wanted = self.settings.abstain if abstain is None else abstain
         threshold = await self.thresholds.of(answer.version) if wanted else None
         chosen = choices(answer.version, answer.scores, top=top, allowed=labels, threshold=threshold)
@@ -328,7 +331,11 @@ class Service:
 
     async def _record(self, records: Sequence[Record]) -> Fate:
         # While the stream is known to fail, waiting for it would only slow every answer down.
+        begin = time.perf_counter()
         fate = await self._wait(records, 0.0 if self.recorder.failing else RECORD_SECONDS, withdraw=self._refuses)
+        end = time.perf_counter()
+        self.metrics.record_seconds.observe(end - begin)
+        note("record", begin, end, {"perdure.fate": fate})
         if fate != "recorded" and self._refuses:
             raise _unrecorded()
         return fate

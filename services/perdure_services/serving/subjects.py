@@ -6,18 +6,35 @@ from collections.abc import Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path
+from starlette.convertors import Convertor, register_url_convertor
 
 from perdure_services.serving.access import needs
 from perdure_services.serving.body import CheckedRoute
 from perdure_services.serving.schemas import ErasureAnswer, Subject
 from perdure_services.serving.service import Removed, Service, parts_of
 
+
+class AnyConvertor(Convertor[str]):
+    """What is left of the path, whatever it holds: Starlette's own `path` stops at a line's end, which a subject that
+    was recorded may contain, and then could not be forgotten by."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any", AnyConvertor())
+
 router = APIRouter(prefix="/v1", route_class=CheckedRoute, tags=["subjects"])
 
 Parts = Annotated[Service, Depends(parts_of)]
 
 
-@router.delete("/subjects/{subject:path}", status_code=202)
+@router.delete("/subjects/{subject:any}", status_code=202)
 @needs("admin")
 async def forget(subject: Annotated[Subject, Path()], service: Parts) -> ErasureAnswer:
     """Forget everything recorded of a subject until now."""

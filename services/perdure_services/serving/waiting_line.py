@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import OrderedDict
 from concurrent.futures import Future
 from contextvars import Context, copy_context
@@ -35,6 +36,8 @@ class WaitingRequest(Generic[T]):
     future: Future[T] = field(default_factory=Future)
     context: Context = field(default_factory=copy_context)
     """Of who asked, for what is logged."""
+    since: float = field(default_factory=time.perf_counter)
+    """When it came, in seconds."""
 
 
 class WaitingLine(Generic[T]):

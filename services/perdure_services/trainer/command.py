@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from perdure import logs
 from perdure.config import load_settings
 
 
@@ -39,7 +40,9 @@ def train(
     # Imported here: a machine that only serves has no scheduler, and its `--help` must still work.
     from perdure_services.trainer.trainer import Trainer
 
-    trainer = Trainer(load_settings(config, overrides or ()))
+    settings = load_settings(config, overrides or ())
+    logs.use(settings.log.format)
+    trainer = Trainer(settings)
     # The only queue that a signal handler may put into, whatever it interrupts.
     events: SimpleQueue[int | Future[int]] = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):

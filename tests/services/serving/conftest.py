@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from perdure.config import Settings
@@ -23,6 +24,7 @@ from perdure.stream import MemoryStream, Stream
 from perdure_services.keys import add_key, issue
 from perdure_services.serving import create_app
 from perdure_services.serving import keyring as keyring_module
+from perdure_services.serving.server import listen, url_of
 from perdure_services.serving.service import Service
 
 KEYWORDS = {"order": "order", "refund": "refund", "login": "password"}
@@ -166,6 +168,32 @@ def service_of() -> Callable[[TestClient], Service]:
         return service
 
     return find
+
+
+@pytest.fixture
+def listening(registry: Registry, stream: MemoryStream, shelf: Shelf) -> Iterator[Callable[..., tuple[str, Service]]]:
+    """Starts the app behind a real server; its URL and service. Settings are dotted, with `__` for the dot."""
+    started: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(load: Callable[[str], Classifier] = shelf, http: str = "auto", **settings: Any) -> tuple[str, Service]:
+        values = {name.replace("__", "."): value for name, value in settings.items()}
+        tree = Settings().with_values({"serving.refresh_seconds": 0.02, **values})
+        app = create_app(tree, registry=registry, stream=stream, load=load)
+        server = uvicorn.Server(uvicorn.Config(app, http=http, log_config=None, ws="none", access_log=False))
+        listener = listen("127.0.0.1", 0)
+        url = url_of(listener)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        started.append((server, thread))
+        service: Service = app.state.service
+        assert service.champions.wait_for_first_look(30)
+        return url, service
+
+    yield start
+    for server, thread in started:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 # ── API keys ──

@@ -94,7 +94,7 @@ def test_errors_are_problems_of_rfc_9457(client):
     ):
         assert response.headers["Content-Type"] == "application/problem+json"
         problem = response.json()
-        assert set(problem) == {"type", "title", "status", "detail", "error"}
+        assert set(problem) == {"type", "title", "status", "detail", "request_id", "error"}
         assert problem["status"] == response.status_code
         assert problem["title"]
         assert problem["detail"] == problem["error"]["what"]

@@ -145,24 +145,27 @@ def test_metrics_say_what_happened(registry, publish, serving):
         lines = response.text.splitlines()
         assert response.headers["content-type"].startswith("text/plain; version=")
     for line in (
-        'perdure_requests_total{method="POST",route="/v1/predict",status="200"} 1.0',
-        'perdure_requests_total{method="POST",route="/v1/predict",status="422"} 1.0',
-        'perdure_requests_total{method="POST",route="/v1/versions/{version:path}/promote",status="404"} 1.0',
-        'perdure_requests_total{method="GET",route="other",status="404"} 1.0',
-        'perdure_requests_total{method="other",route="/v1/predict",status="405"} 1.0',
+        'perdure_http_requests_total{method="POST",route="/v1/predict",status="200"} 1.0',
+        'perdure_http_requests_total{method="POST",route="/v1/predict",status="422"} 1.0',
+        'perdure_http_requests_total{method="POST",route="/v1/versions/{version}/promote",status="404"} 1.0',
+        'perdure_http_requests_total{method="GET",route="other",status="404"} 1.0',
+        'perdure_http_requests_total{method="other",route="/v1/predict",status="405"} 1.0',
         'perdure_predictions_total{label="order@v1",version="v1"} 2.0',
         'perdure_predictions_total{label="refund@v1",version="v1"} 1.0',
         'perdure_champion_info{promotion="1",version="v1"} 1.0',
         'perdure_records_total{outcome="recorded"} 3.0',
-        "perdure_batch_texts_sum 3.0",
+        'perdure_batch_size_sum{version="v1"} 3.0',
         "perdure_swaps_total 1.0",
         "perdure_load_failures_total 0.0",
-        "perdure_queue_requests 0.0",
+        "perdure_requests_waiting 0.0",
         "perdure_records_unsent 0.0",
-        "perdure_requests_in_flight 1.0",
+        "perdure_http_requests_in_flight 1.0",
     ):
         assert line in lines
-    assert any(line.startswith('perdure_request_seconds_bucket{le="0.001",route="/v1/predict"}') for line in lines)
+    assert any(
+        line.startswith('perdure_http_request_duration_seconds_bucket{le="0.001",method="POST",route="/v1/predict"}')
+        for line in lines
+    )
 
 
 def test_two_apps_in_one_process_count_for_themselves(registry, publish, serving):

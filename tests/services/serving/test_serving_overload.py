@@ -169,7 +169,7 @@ def test_at_the_door_not_a_byte_of_the_body_is_read(client, full):
     assert headers[b"retry-after"] == b"1"
     assert headers[b"x-content-type-options"] == b"nosniff", "what all answers have, this one has too"
     assert counted(client, "perdure_requests_shed_total") == 1.0
-    assert counted(client, '{method="POST",route="/v1/predict",status="429"}') == 1.0
+    assert counted(client, 'perdure_http_requests_total{method="POST",route="/v1/predict",status="429"}') == 1.0
 
 
 def test_what_does_not_ask_the_model_passes_the_door(client, full):

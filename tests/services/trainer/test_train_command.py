@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -100,3 +101,13 @@ def test_wrong_settings_end_with_2_and_a_taken_memory_with_3(run, settings_in):
         process = run(settings, "--once")
         assert process.wait(20) == 3
     assert f"process {os.getpid()}" in process.stderr.read()
+
+
+def test_the_log_is_json_where_that_is_asked_for(run, settings_in, arrive):
+    settings = settings_in(log__format="json")
+    arrive(settings, "a")
+    process = run(settings, "--once", turn="import sys; print('it says so', file=sys.stderr); print('no result')")
+    _, told = process.communicate(timeout=30)
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert {line["logger"].rpartition(".")[0] for line in lines} == {"perdure_services.trainer"}
+    assert "turn: it says so" in [line["message"] for line in lines], "a turn's own lines stand within"
