@@ -1,0 +1,1 @@
+"""Servers of one text classifier, and what is needed to compare them."""
