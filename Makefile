@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files test-faults test-fuzz bench-soak metrics-table clean
+.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files test-faults test-fuzz bench-soak bench-serving metrics-table clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ bench-parts: setup  ## The replay memory, the training of LoRA and its Fisher in
 	$(BIN)/python benchmarks/memory.py $(ARGS)
 	$(BIN)/python benchmarks/training.py $(ARGS)
 	$(BIN)/python benchmarks/fisher.py $(ARGS)
+
+bench-serving: setup  ## Perdure beside the servers that people try first; an hour and more (ARGS=--quick: 15 minutes)
+	$(BIN)/python benchmarks/serving.py $(ARGS)
 
 bench-kafka: setup kafka-files  ## What recording, sending, catching up and an outage cost, beside a real broker
 	$(BIN)/python benchmarks/kafka_figures.py $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 LOWEST = 1.0
@@ -18,7 +19,7 @@ def highest_rate(bears: Callable[[float], bool], start: float, *, step: float, c
         bears: asks the server at a rate and says whether it kept up.
         start: where to begin, about what it may bear.
         step: between two rates of the ladder, as a share.
-        confirmed: ask a second time at the rate that was found, and go down the ladder until the answer is the same.
+        confirmed: ask a second time at the rate that was found; where it was luck, go down until one is borne.
 
     Raises:
         ValueError: `start` or `step` is not positive.
@@ -29,27 +30,25 @@ def highest_rate(bears: Callable[[float], bool], start: float, *, step: float, c
     def rate(rung: int) -> float:
         return start * (1 + step) ** rung
 
+    bottom = min(0, math.ceil(math.log(LOWEST / start) / math.log(1 + step)))
     borne, refused = None, None
     rung, stride = 0, 1
     while borne is None or refused is None:
-        if rate(rung) < LOWEST:
-            return 0.0
         if bears(rate(rung)):
             borne, rung = rung, rung + stride
+        elif rung == bottom:
+            return 0.0
         else:
-            refused, rung = rung, rung - stride
+            refused, rung = rung, max(rung - stride, bottom)
         stride *= 2
-        if borne is not None and refused is not None:
-            break
     while refused - borne > 1:
         middle = (borne + refused) // 2
         if bears(rate(middle)):
             borne = middle
         else:
             refused = middle
-    if confirmed:
-        while not bears(rate(borne)):
-            borne -= 1
-            if rate(borne) < LOWEST:
-                return 0.0
+    while confirmed and not bears(rate(borne)):
+        borne -= 1
+        if borne < bottom:
+            return 0.0
     return rate(borne)
