@@ -27,25 +27,23 @@ from statistics import median
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from backtest_clinc import commit, processor
 from contestants.contest import Unavailable
 from contestants.orders import STREAM
 from perdure.dataset import DataRow, read_rows
-from servers import transformer
 from servers.accuracy import accuracy
-from servers.base import Answers
-from servers.contest import Models, Ring, merged
-from servers.entrants import BARE_LOOP, PERDURE, SERVERS
+from servers.contest import Ring, merged
+from servers.entrants import BARE_LOOP, EXPORT, PERDURE, SERVERS
 from servers.environment import environment, requirements
-from servers.export import SETTINGS, exported
+from servers.export import SETTINGS
 from servers.goals import RATE, goals, peers, ratios
+from servers.models import made
 from servers.plan import FULL, P99_MS, QUICK, Plan
 from servers.plot import draw
-from servers.sentences import Sentences, mixed
+from servers.sentences import mixed
 from servers.swaps import LOAD_SHARE, memory, swaps
-from servers.version import fitted, loaded, settings_served
+from servers.version import settings_served
 
 RESULT = Path(__file__).parent / "results" / "serving.json"
 VALIDATION = "val.jsonl"
@@ -97,7 +95,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="only these")
     parser.add_argument("--quick", action="store_true", help="less of everything; the committed result stays as it is")
-    parser.add_argument("--fresh", action="store_true", help="make the environments again")
+    parser.add_argument("--fresh", action="store_true", help="make environments and models again")
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of every contestant's model")
     parser.add_argument("--arrivals", choices=("even", "poisson"), default="even", help="in open loops")
@@ -121,6 +119,7 @@ def install(options: argparse.Namespace, unavailable: dict[str, str]) -> None:
         wanted = BARE_LOOP if name == BARE_LOOP else SERVERS[name].requirements
         if wanted is None or "speed" not in options.parts:
             continue
+        print(f"environment of {name} …", flush=True)
         try:
             environment(wanted, environments(options), fresh=options.fresh)
         except Unavailable as reason:
@@ -133,47 +132,22 @@ def environments(options: argparse.Namespace) -> Path:
     return work / "envs"
 
 
-def prepared(
-    options: argparse.Namespace, plan: Plan, unavailable: dict[str, str]
-) -> tuple[Ring, tuple[tuple[DataRow, ...], tuple[str, ...]]]:
-    """Models, sentences and the answers to them; and the rows of the validation with the version's answers."""
+def prepared(options: argparse.Namespace, plan: Plan, unavailable: dict[str, str]) -> tuple[Ring, tuple[DataRow, ...]]:
+    """Models, sentences and the answers to them; and the rows of the validation."""
     rows = first_of_each(read_rows(options.data / STREAM), plan.rows_per_label)
     validation = read_rows(options.data / VALIDATION)
-    name = hashlib.blake2b(json.dumps([options.model, [asdict_row(row) for row in rows]]).encode(), digest_size=6)
-    folder = options.work / f"models-{name.hexdigest()}"
     print(f"models from {len(rows):,} rows …", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    plain = transformer.transformer(folder, options.model, rows)
-    made = fitted(folder / "version", options.model, rows)
-    try:
-        export = exported(folder / "export", made.registry, environments(options))
-    except Unavailable as reason:
-        export = folder / "none"
-        for contestant in options.contestants:
-            if contestant == BARE_LOOP or contestant.endswith("_export"):
-                unavailable.setdefault(contestant, f"no export: {reason}")
-    tokenizer = AutoTokenizer.from_pretrained(plain, local_files_only=True)
+    models = made(options.work, options.model, rows, environments(options), fresh=options.fresh)
+    if models.no_export:
+        for name in options.contestants:
+            if name == BARE_LOOP or name.endswith(EXPORT):
+                unavailable.setdefault(name, f"no export: {models.no_export}")
     texts = tuple(row.text for row in validation)
-    long = mixed(texts, lambda word: len(tokenizer.tokenize(word)), plan.mixed)
-    short = texts[:: max(1, len(texts) // plan.sentences)][: plan.sentences]
-
-    def answers(kind: Answers, asked: Sequence[str]) -> tuple[str, ...]:
-        if kind == "transformer":
-            return tuple(transformer.answers(plain, asked))
-        return loaded(made.registry if kind == "version" else made.two_spaces, folder / "cache").scores(asked).names()
-
-    kinds: tuple[Answers, ...] = ("transformer", "version", "two_spaces")
-    sets = [Sentences(asked, {kind: kept(folder, kind, asked, answers) for kind in kinds}) for asked in (short, long)]
-    models = Models(plain, export, made.registry, made.two_spaces)
+    short = models.sentences(texts[:: max(1, len(texts) // plan.sentences)][: plan.sentences])
+    long = models.sentences(mixed(texts, models.pieces, plan.mixed))
     run = options.work / "run"
     run.mkdir(parents=True, exist_ok=True)
-    ring = Ring(run, environments(options), models, sets[0], sets[1], options.threads, plan, options.arrivals)
-    float32 = kept(folder, "version", texts, answers) if "accuracy" in options.parts else ()
-    return ring, (validation, float32)
-
-
-def asdict_row(row: DataRow) -> list[str]:
-    return [row.text, row.label]
+    return Ring(run, environments(options), models, short, long, options.threads, plan, options.arrivals), validation
 
 
 def first_of_each(rows: Sequence[DataRow], count: int) -> tuple[DataRow, ...]:
@@ -185,17 +159,6 @@ def first_of_each(rows: Sequence[DataRow], count: int) -> tuple[DataRow, ...]:
         if seen[row.label] <= count:
             chosen.append(row)
     return tuple(chosen)
-
-
-def kept(
-    folder: Path, kind: Answers, texts: tuple[str, ...], answers: Callable[[Answers, Sequence[str]], tuple[str, ...]]
-) -> tuple[str, ...]:
-    """The labels that a model gives, computed once for the same texts."""
-    digest = hashlib.blake2b("\0".join(texts).encode(), digest_size=6).hexdigest()
-    path = folder / f"answers-{kind}-{digest}.json"
-    if not path.is_file():
-        path.write_text(json.dumps(answers(kind, texts)), encoding="utf-8")
-    return tuple(json.loads(path.read_text(encoding="utf-8")))
 
 
 def turn(names: Sequence[str], number: int) -> list[str]:
@@ -230,7 +193,7 @@ def speed(
 
 def parts_of(
     ring: Ring,
-    validation: tuple[tuple[DataRow, ...], tuple[str, ...]],
+    validation: tuple[DataRow, ...],
     rounds: dict[str, list[dict[str, Any]]],
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """What is measured of Perdure alone."""
@@ -239,7 +202,7 @@ def parts_of(
     return {
         "swap": lambda: swaps(ring, rate),
         "memory": lambda: memory(ring),
-        "accuracy": lambda: accuracy(ring, *validation),
+        "accuracy": lambda: accuracy(ring, validation),
     }
 
 
@@ -304,7 +267,7 @@ def setup(options: argparse.Namespace, plan: Plan) -> dict[str, Any]:
         "processor": processor(),
         "python": platform.python_version(),
         "commit": commit(),
-        **{name: installed(name) for name in ("perdure", "torch", "transformers", "fastapi", "uvicorn")},
+        "packages": {name: installed(name) for name in ("perdure", "torch", "transformers", "fastapi", "uvicorn")},
         "environments": {name: hashlib.sha256(requirements(name).read_bytes()).hexdigest()[:12] for name in files},
         "notes": [
             "the load comes from one process of its own on the same cores; what it costs them stands beside each "

@@ -16,18 +16,18 @@ TEXTS = 32
 """In one request."""
 
 
-def accuracy(ring: Ring, rows: Sequence[DataRow], float32: Sequence[str]) -> dict[str, Any]:
+def accuracy(ring: Ring, rows: Sequence[DataRow]) -> dict[str, Any]:
     """Accuracy over HTTP beside that of the same version in float32.
 
     Args:
         ring: where Perdure is started.
         rows: labelled rows that the version was not fitted on.
-        float32: what the version says of them in float32.
 
     Raises:
         Unavailable: Perdure cannot be asked.
     """
     server = SERVERS[PERDURE]
+    float32 = ring.models.answers("version", [row.text for row in rows])
     served: list[str] = []
     with ring.started(server) as one:
         for start in range(0, len(rows), TEXTS):

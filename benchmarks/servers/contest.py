@@ -18,6 +18,7 @@ from servers.entrants import APPS
 from servers.environment import environment
 from servers.figures import LoadFigures
 from servers.load import Load
+from servers.models import Models
 from servers.plan import P99_MS, Plan
 from servers.process import Running, free_port, running
 from servers.search import highest_rate
@@ -30,16 +31,6 @@ WARM_UP_CONNECTIONS = 16
 START_SHARE = 0.8
 """The search begins at this share of what the closed loops reached."""
 SUMMED = ("broken", "unanswered", "checked", "right", "requests")
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """What is served."""
-
-    transformer: Path
-    export: Path
-    registry: Path
-    two_spaces: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +60,10 @@ class Ring:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         port = free_port()
-        place = Place(folder, python, port, self.threads, **asdict_paths(self.models))
+        models = self.models
+        place = Place(
+            folder, python, port, self.threads, models.transformer, models.export, models.registry, models.two_spaces
+        )
         with running(
             server.launch(place),
             port=port,
@@ -87,7 +81,7 @@ class Ring:
             path=server.path,
             bodies=[server.body(text) for text in sentences.texts],
             marks=[server.mark(label) for label in sentences.labels[server.answers]],
-            **how,
+            **{"warm_up": self.plan.warm_up_seconds, **how},
         )
 
     def ask(self, load: Load) -> LoadFigures:
@@ -113,7 +107,11 @@ class Ring:
         """
         with self.started(server) as one:
             before = one.memory_bytes()
-            self.ask(self.load(server, one.port, self.short, seconds=1.0, connections=WARM_UP_CONNECTIONS))
+            self.ask(
+                self.load(
+                    server, one.port, self.short, seconds=2 * self.plan.warm_up_seconds, connections=WARM_UP_CONNECTIONS
+                )
+            )
             closed = self._closed(server, one.port, self.short, self.plan.closed)
             rate, steps = self._search(server, one.port, self.short, closed)
             mixed: dict[str, Any] = {"closed": self._closed(server, one.port, self.long, self.plan.mixed_closed)}
@@ -188,15 +186,6 @@ class Ring:
             **found["short"],
             "mixed_lengths": {"sentences_per_second": fastest(found["mixed"]), **found["mixed"]},
         }
-
-
-def asdict_paths(models: Models) -> dict[str, Path]:
-    return {
-        "transformer": models.transformer,
-        "export": models.export,
-        "registry": models.registry,
-        "two_spaces": models.two_spaces,
-    }
 
 
 def fastest(found: dict[str, Any]) -> float:

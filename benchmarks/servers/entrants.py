@@ -143,7 +143,13 @@ SERVERS: Mapping[str, Server] = {
             _mlserver,
             "/v2/models/clinc/infer",
             "transformer",
-            {**BATCHED, "parallel_workers": 1, "runtime": "mlserver_huggingface, task text-classification"},
+            {
+                **BATCHED,
+                "parallel_workers": 1,
+                "runtime": "mlserver_huggingface, task text-classification",
+                "transformers": "4.41: its newest release imports what later ones do not have",
+                "pipeline": "one text at a time: the runtime takes a padding token with the number 0 for none",
+            },
             requirements="mlserver",
             body=lambda text: json.dumps(
                 {"inputs": [{"name": "args", "shape": [1], "datatype": "BYTES", "data": [text]}]}

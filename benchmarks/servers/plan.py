@@ -21,6 +21,8 @@ class Plan:
     """How often every contestant is started and measured, in turns; figures are medians over them."""
     closed: tuple[int, ...]
     """Connections of the closed loops."""
+    warm_up_seconds: float
+    """Before each measurement, with the same load."""
     closed_seconds: float
     open_seconds: float
     """Of each rate of the search; longer where a rate is low."""
@@ -45,6 +47,7 @@ FULL = Plan(
     mixed=256,
     rounds=3,
     closed=(1, 8, 64, 256),
+    warm_up_seconds=1.0,
     closed_seconds=8.0,
     open_seconds=8.0,
     least_requests=600,
@@ -63,6 +66,7 @@ QUICK = Plan(
     mixed=64,
     rounds=1,
     closed=(1, 8, 64, 256),
+    warm_up_seconds=0.5,
     closed_seconds=1.5,
     open_seconds=2.5,
     least_requests=200,

@@ -16,7 +16,9 @@ from pathlib import Path
 from contestants.contest import Unavailable
 from servers.base import Launch
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
+ANSWER_SECONDS = 60.0
+"""The first answer may take long."""
 STOP_SECONDS = 20.0
 LONGEST_REASON = 400
 POLL_SECONDS = 0.1
@@ -90,7 +92,7 @@ def surroundings(extra: Mapping[str, str], threads: int) -> dict[str, str]:
 
 def asked(port: int, path: str, body: str) -> int | str:
     """The status of one answer, or what was in the way."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
     try:
         connection.request("POST", path, body.encode(), {"Content-Type": "application/json"})
         answer = connection.getresponse()

@@ -42,8 +42,9 @@ def swaps(ring: Ring, rate: float | None) -> dict[str, Any]:
     names = (SECOND, champion(ring.models.registry))
     rounds: dict[str, list[dict[str, Any]]] = {"without": [], "with": []}
     with ring.started(server) as one:
-        tried = ring.ask(ring.load(server, one.port, ring.short, seconds=2.0, connections=RATE_TRIED))
-        rate = rate or max(1.0, RATE_SHARE * tried.rps)
+        if rate is None:
+            tried = ring.ask(ring.load(server, one.port, ring.short, seconds=2.0, connections=RATE_TRIED))
+            rate = max(1.0, RATE_SHARE * tried.rps)
         load = ring.load(
             server,
             one.port,

@@ -8,8 +8,6 @@ shapes, not on the weights.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import AutoTokenizer, BertForSequenceClassification
+from transformers.utils import logging as transformers_logging
 
 from contestants.backbone import located
 from perdure.dataset import DataRow
@@ -32,12 +31,12 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 
 def transformer(folder: Path, model: str, rows: Sequence[DataRow]) -> Path:
     """The folder of a transformer that knows the labels of `rows`; made where it is not there yet."""
+    if folder.is_dir():
+        return folder
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     source = Path(located(model))
-    digest = hashlib.blake2b(json.dumps([[row.text, row.label] for row in rows]).encode(), digest_size=6).hexdigest()
-    made = folder / f"transformer-{digest}"
-    if made.is_dir():
-        return made
-    part = folder / f"{made.name}.part"
+    part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     labels = sorted({row.label for row in rows})
     numbers = {label: number for number, label in enumerate(labels)}
@@ -49,10 +48,12 @@ def transformer(folder: Path, model: str, rows: Sequence[DataRow]) -> Path:
         label2id=numbers,
     )
     network.eval()  # type: ignore[no-untyped-call]
+    pooler = network.bert.pooler
+    assert pooler is not None, "a sequence classifier of this kind has a pooler"
     with torch.no_grad():
         # The one that comes with the encoder was never trained for sentences.
-        network.bert.pooler.dense.weight.copy_(torch.eye(network.config.hidden_size))
-        network.bert.pooler.dense.bias.zero_()
+        pooler.dense.weight.copy_(torch.eye(network.config.hidden_size))
+        pooler.dense.bias.zero_()
     inputs = pooled(network, source, [row.text for row in rows])
     weights, offsets = fitted(inputs, torch.tensor([numbers[row.label] for row in rows]), len(labels))
     with torch.no_grad():
@@ -62,8 +63,8 @@ def transformer(folder: Path, model: str, rows: Sequence[DataRow]) -> Path:
     for name in TOKENIZER:
         if (source / name).is_file():
             shutil.copyfile(source / name, part / name)
-    part.rename(made)
-    return made
+    part.rename(folder)
+    return folder
 
 
 def answers(folder: Path, texts: Sequence[str]) -> list[str]:
@@ -72,7 +73,8 @@ def answers(folder: Path, texts: Sequence[str]) -> list[str]:
     network.eval()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         best = network.classifier(pooled(network, folder, texts)).argmax(dim=1).tolist()
-    return [network.config.id2label[number] for number in best]
+    names = {int(number): name for number, name in (network.config.id2label or {}).items()}
+    return [names[number] for number in best]
 
 
 @torch.no_grad()

@@ -6,27 +6,31 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import serving
 from contestants.contest import Unavailable
 from servers.accuracy import compared
 from servers.base import Launch, Place, Server
-from servers.contest import Models, Ring, fastest, merged, quickest
+from servers.contest import Ring, fastest, merged, quickest
 from servers.entrants import SERVERS
 from servers.environment import MARK, environment, requirements
 from servers.figures import LoadFigures
 from servers.goals import best, exports, goals, peers, ratios
+from servers.models import Models
 from servers.plan import FULL, QUICK
 from servers.plot import draw
 from servers.process import family, free_port, running
 from servers.search import highest_rate
 from servers.sentences import LONGEST, SHORTEST, Sentences, mixed
 from servers.swaps import memory, swaps
+from servers.transformer import fitted
 
 # ── the search ──
 
@@ -360,10 +364,10 @@ def ring(tmp_path: Path) -> Ring:
     texts = ("one", "two")
     kinds = Sentences(texts, {"version": texts, "transformer": texts, "two_spaces": texts})
     plan = replace(
-        QUICK, closed=(1, 2), closed_seconds=0.2, open_seconds=0.2, least_requests=10, step=1.0, mixed_closed=(1,),
+        QUICK, closed=(1, 2), warm_up_seconds=0.1, closed_seconds=0.2, open_seconds=0.2, least_requests=10, step=1.0, mixed_closed=(1,),
         swap_rounds=1, swap_seconds=0.5, swaps=20,
     )  # fmt: skip
-    models = Models(tmp_path, tmp_path, tmp_path, tmp_path)
+    models = Models(tmp_path, tmp_path, tmp_path, tmp_path, tmp_path)
     return Ring(tmp_path, tmp_path, models, kinds, kinds, 3, plan)
 
 
@@ -513,7 +517,7 @@ def test_the_result_is_as_promised(
         return found
 
     monkeypatch.setattr(serving, "environment", lambda *_, **__: Path("python"))
-    monkeypatch.setattr(serving, "prepared", lambda *_: (ring, ((), ())))
+    monkeypatch.setattr(serving, "prepared", lambda *_: (ring, ()))
     monkeypatch.setattr(Ring, "measured", measured)
     monkeypatch.setattr(
         Ring, "bare_loop", lambda ring: {"rps_at_p99_50ms": 20.0, "p50_1_connection_ms": 2.5, "mixed_lengths": {}}
@@ -567,3 +571,36 @@ def test_quick_is_less_than_full() -> None:
         assert getattr(QUICK, name) < getattr(FULL, name)
     assert QUICK.closed == FULL.closed == (1, 8, 64, 256)
     assert QUICK.swaps == FULL.swaps == 100
+
+
+# ── models ──
+
+
+def test_answers_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[tuple[str, Sequence[str]]] = []
+
+    def answers(models: Models, kind: str, texts: Sequence[str]) -> tuple[str, ...]:
+        computed.append((kind, texts))
+        return tuple(f"{kind} {text}" for text in texts)
+
+    monkeypatch.setattr(Models, "_computed", answers)
+    models = Models(tmp_path, tmp_path, tmp_path, tmp_path, tmp_path)
+    found = models.sentences(("a", "b"))
+    assert found.labels["two_spaces"] == ("two_spaces a", "two_spaces b")
+    assert set(found.labels) == {"transformer", "version", "two_spaces"}
+    assert models.sentences(("a", "b")) == found
+    assert len(computed) == 3
+    assert models.answers("version", ("a", "c")) == ("version a", "version c")
+
+
+def test_a_fitted_map_separates_what_can_be_separated() -> None:
+    draw = torch.Generator().manual_seed(0)
+    centres = torch.randn(5, 16, generator=draw)
+    classes = torch.arange(5).repeat(20)
+    inputs = centres[classes] + 0.1 * torch.randn(100, 16, generator=draw)
+    weights, offsets = fitted(inputs, classes, 5)
+    assert weights.shape == (5, 16)
+    assert ((inputs @ weights.T + offsets).argmax(dim=1) == classes).all()
+    # One label that nothing but the offset tells from another.
+    _, offsets = fitted(torch.zeros(30, 4), torch.tensor([0] * 20 + [1] * 10), 2)
+    assert float(torch.softmax(offsets, dim=0)[0]) == pytest.approx(2 / 3, abs=0.01)
