@@ -364,7 +364,8 @@ def ring(tmp_path: Path) -> Ring:
     texts = ("one", "two")
     kinds = Sentences(texts, {"version": texts, "transformer": texts, "two_spaces": texts})
     plan = replace(
-        QUICK, closed=(1, 2), warm_up_seconds=0.1, closed_seconds=0.2, open_seconds=0.2, least_requests=10, step=1.0, mixed_closed=(1,),
+        QUICK, closed=(1, 2), warm_up_seconds=0.1, closed_seconds=0.2, open_seconds=0.2, least_requests=10, step=1.0,
+        mixed_closed=(1,),
         swap_rounds=1, swap_seconds=0.5, swaps=20,
     )  # fmt: skip
     models = Models(tmp_path, tmp_path, tmp_path, tmp_path, tmp_path)
