@@ -24,7 +24,7 @@ def reply(body: bytes = OK, status: int = 200, extra: bytes = b"") -> bytes:
 
 def chunks(*parts: bytes) -> bytes:
     body = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (*parts, b""))
-    return b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + body
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body
 
 
 @dataclass
