@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -36,9 +37,9 @@ from servers.accuracy import accuracy
 from servers.contest import Ring, merged
 from servers.entrants import BARE_LOOP, EXPORT, PERDURE, SERVERS
 from servers.environment import environment, requirements
-from servers.export import SETTINGS
+from servers.export import described
 from servers.goals import RATE, goals, peers, ratios
-from servers.models import made
+from servers.models import Models, made
 from servers.plan import FULL, P99_MS, QUICK, Plan
 from servers.plot import draw
 from servers.sentences import mixed
@@ -55,6 +56,8 @@ LEAST_PEERS = 2
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(arguments)
+    # What was started must be stopped, whoever ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     plan: Plan = QUICK if options.quick else FULL
     torch.set_num_threads(options.threads)
     unavailable: dict[str, str] = {}
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "speed" in options.parts:
         for number in range(plan.rounds):
             speed(ring, turn(options.contestants, number), number, rounds, unavailable)
-            write(options, plan, rounds, parts, unavailable)
+            write(options, ring, rounds, parts, unavailable)
     for name, part in parts_of(ring, validation, rounds).items():
         if name in options.parts:
             print(f"{name} …", flush=True)
@@ -74,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             except Unavailable as reason:
                 parts[name] = {"unavailable": str(reason)}
             print(f"{name}: {summary(parts[name])}", flush=True)
-    told = write(options, plan, rounds, parts, unavailable)
+    told = write(options, ring, rounds, parts, unavailable)
     show(told)
     print(f"written to {options.out}")
     wanted = [name for name in options.contestants if name in peers(SERVERS)]
@@ -116,12 +119,12 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def install(options: argparse.Namespace, unavailable: dict[str, str]) -> None:
     """Makes the environments before anything is timed."""
     for name in options.contestants:
-        wanted = BARE_LOOP if name == BARE_LOOP else SERVERS[name].requirements
-        if wanted is None or "speed" not in options.parts:
+        server = SERVERS.get(name)
+        if server is None or server.requirements is None or "speed" not in options.parts:
             continue
         print(f"environment of {name} …", flush=True)
         try:
-            environment(wanted, environments(options), fresh=options.fresh)
+            environment(server.requirements, environments(options), fresh=options.fresh, seeing_ours=server.sees_ours)
         except Unavailable as reason:
             unavailable[name] = f"not installed: {reason}"
             print(f"{name}: {unavailable[name]}", flush=True)
@@ -137,7 +140,7 @@ def prepared(options: argparse.Namespace, plan: Plan, unavailable: dict[str, str
     rows = first_of_each(read_rows(options.data / STREAM), plan.rows_per_label)
     validation = read_rows(options.data / VALIDATION)
     print(f"models from {len(rows):,} rows …", flush=True)
-    models = made(options.work, options.model, rows, environments(options), fresh=options.fresh)
+    models = made(options.work, options.model, rows, fresh=options.fresh)
     if models.no_export:
         for name in options.contestants:
             if name == BARE_LOOP or name.endswith(EXPORT):
@@ -208,7 +211,7 @@ def parts_of(
 
 def write(
     options: argparse.Namespace,
-    plan: Plan,
+    ring: Ring,
     rounds: dict[str, list[dict[str, Any]]],
     parts: dict[str, dict[str, Any]],
     unavailable: dict[str, str],
@@ -227,7 +230,7 @@ def write(
         "ratios": ratios(contestants),
         "goals": [goal.to_json() for goal in goals(contestants, **parts)],
         **{name: part for name, part in parts.items() if part},
-        "setup": setup(options, plan),
+        "setup": setup(options, ring.plan, ring.models),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
@@ -247,13 +250,13 @@ def headline(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def setup(options: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+def setup(options: argparse.Namespace, plan: Plan, models: Models) -> dict[str, Any]:
     """What the figures were taken with."""
     command = ["python benchmarks/serving.py", *(["--quick"] if options.quick else [])]
     for name, whole in (("contestants", CONTESTANTS), ("parts", PARTS)):
         if list(getattr(options, name)) != list(whole):
             command += [f"--{name}", *getattr(options, name)]
-    files = sorted({name for server in SERVERS.values() if (name := server.requirements)} | {BARE_LOOP, "export"})
+    files = sorted({name for server in SERVERS.values() if (name := server.requirements)})
     return {
         "command": " ".join(command),
         "plan": asdict(plan),
@@ -263,7 +266,7 @@ def setup(options: argparse.Namespace, plan: Plan) -> dict[str, Any]:
         "arrivals": options.arrivals,
         "encoder": options.model,
         "perdure": settings_served(),
-        "export": SETTINGS,
+        "export": models.no_export or described(models.export),
         "processor": processor(),
         "python": platform.python_version(),
         "commit": commit(),
@@ -280,7 +283,7 @@ def setup(options: argparse.Namespace, plan: Plan) -> dict[str, Any]:
             "OMP_NUM_THREADS is the number of cores and OMP_WAIT_POLICY is PASSIVE for every contestant: threads that "
             "spin take the cores from the load",
             "each peer has all of its packages in an environment of its own, from a file that pins every one; files "
-            "that uv has in its cache are shared on the disk. The environment of the export sees Perdure's packages",
+            "that uv has in its cache are shared on the disk. The peer over our export sees Perdure's packages too",
             "rps_at_p99_50ms of the bare loop are sentences a second in its best batches, tokenising included",
         ],
     }

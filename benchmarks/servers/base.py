@@ -53,6 +53,8 @@ class Server:
     """What it was told, and why; for whoever reads the figures."""
     requirements: str | None = None
     """Its environment; None for the one that the benchmark itself runs in."""
+    sees_ours: bool = False
+    """Its environment sees the packages of the benchmark's, behind its own."""
     body: Callable[[str], str] = lambda text: json.dumps({"text": text})
     """The request for one text."""
     mark: Callable[[str], str] = lambda label: f'"label":{json.dumps(label)}'

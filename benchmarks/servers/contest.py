@@ -14,7 +14,7 @@ from typing import Any
 
 from contestants.child import run_child
 from servers.base import Place, Server
-from servers.entrants import APPS
+from servers.entrants import APPS, perdure_surroundings
 from servers.environment import environment
 from servers.figures import LoadFigures
 from servers.load import Load
@@ -55,7 +55,9 @@ class Ring:
         Raises:
             Unavailable: it cannot be installed or started; with the reason.
         """
-        python = environment(server.requirements, self.environments) if server.requirements else Path(sys.executable)
+        python = Path(sys.executable)
+        if server.requirements:
+            python = environment(server.requirements, self.environments, seeing_ours=server.sees_ours)
         folder = self.folder / server.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -167,7 +169,6 @@ class Ring:
         Raises:
             Unavailable: it cannot be run; with the reason.
         """
-        python = environment("bare_loop", self.environments)
         task, outcome = self.folder / "bare_loop.json", self.folder / "bare_loop-figures.json"
         found = {}
         for name, sentences in (("short", self.short), ("mixed", self.long)):
@@ -178,7 +179,7 @@ class Ring:
                 "cores": self.threads,
             }
             task.write_text(json.dumps(given), encoding="utf-8")
-            run_child([str(python), str(APPS / "bare_loop.py"), str(task), str(outcome)])
+            run_child([sys.executable, str(APPS / "bare_loop.py"), str(task), str(outcome)], perdure_surroundings())
             found[name] = json.loads(outcome.read_text(encoding="utf-8"))
         return {
             "rps_at_p99_50ms": fastest(found["short"]),

@@ -30,7 +30,8 @@ def app(file: str) -> Callable[[Place], Launch]:
 
     def launch(place: Place) -> Launch:
         model = place.export if file.endswith("_export.py") else place.transformer
-        return Launch((str(place.python), str(APPS / file)), {**told(place), "MODEL": str(model)})
+        paths = perdure_surroundings() if model == place.export else {}
+        return Launch((str(place.python), str(APPS / file)), {**told(place), **paths, "MODEL": str(model)})
 
     return launch
 
@@ -173,9 +174,10 @@ SERVERS: Mapping[str, Server] = {
                 **BATCHED,
                 "fast_queue": True,
                 "workers": ONE_WORKER,
-                "engine": "ONNX Runtime, int8, over Perdure's exported version",
+                "engine": "the version's exported files, run as Perdure runs them",
             },
             requirements=f"litserve{EXPORT}",
+            sees_ours=True,
         ),
         Server(
             PERDURE,

@@ -34,7 +34,8 @@ def environment(name: str, folder: Path, *, fresh: bool = False, seeing_ours: bo
     wanted = requirements(name)
     place = folder / name
     python = place / "bin" / "python"
-    digest = hashlib.sha256(wanted.read_bytes() + sys.version.encode()).hexdigest()
+    ours = sysconfig.get_path("purelib") if seeing_ours else ""
+    digest = hashlib.sha256(wanted.read_bytes() + f"{sys.version} {ours}".encode()).hexdigest()
     mark = place / MARK
     if not fresh and mark.is_file() and mark.read_text(encoding="utf-8") == digest:
         return python
@@ -48,6 +49,6 @@ def environment(name: str, folder: Path, *, fresh: bool = False, seeing_ours: bo
         run_child([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "-r", str(wanted)])
     if seeing_ours:
         packages = next((place / "lib").glob("python*")) / "site-packages"
-        (packages / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+        (packages / "ours.pth").write_text(f"{ours}\n", encoding="utf-8")
     mark.write_text(digest, encoding="utf-8")
     return python

@@ -22,7 +22,7 @@ from servers.base import Answers
 from servers.sentences import Sentences
 
 KINDS: tuple[Answers, ...] = ("transformer", "version", "two_spaces")
-MAKERS = (transformer, version, export)
+MAKERS = (transformer, version)
 """What the models depend on beside the package: other code makes other ones."""
 
 
@@ -66,7 +66,7 @@ def _tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def made(work: Path, model: str, rows: Sequence[DataRow], environments: Path, *, fresh: bool = False) -> Models:
+def made(work: Path, model: str, rows: Sequence[DataRow], *, fresh: bool = False) -> Models:
     """The models in a folder of `work` that is named for what they are made of; made where they are not there yet.
 
     Raises:
@@ -80,9 +80,9 @@ def made(work: Path, model: str, rows: Sequence[DataRow], environments: Path, *,
     folder.mkdir(parents=True, exist_ok=True)
     plain = transformer.transformer(folder / "transformer", model, rows)
     fitted = version.fitted(folder / "version", model, rows)
-    problem = None
+    place, problem = folder / "export", None
     try:
-        export.exported(folder / "export", fitted.registry, environments)
+        place = export.exported(place, fitted.registry)
     except Unavailable as reason:
         problem = str(reason)
-    return Models(folder, plain, folder / "export", fitted.registry, fitted.two_spaces, problem)
+    return Models(folder, plain, place, fitted.registry, fitted.two_spaces, problem)

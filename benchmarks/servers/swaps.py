@@ -13,7 +13,7 @@ from typing import Any
 from contestants.contest import Unavailable
 from servers.contest import Ring
 from servers.entrants import PERDURE, SERVERS
-from servers.version import SECOND, champion
+from servers.version import pair
 
 LOAD_SHARE = 0.5
 """Of the rate that the server bears: it must have room for what a swap costs, as a server in production has."""
@@ -39,7 +39,7 @@ def swaps(ring: Ring, rate: float | None) -> dict[str, Any]:
         Unavailable: Perdure cannot be measured.
     """
     plan, server = ring.plan, SERVERS[PERDURE]
-    names = (SECOND, champion(ring.models.registry))
+    names = pair(ring.models.registry)
     rounds: dict[str, list[dict[str, Any]]] = {"without": [], "with": []}
     with ring.started(server) as one:
         if rate is None:
@@ -118,7 +118,7 @@ def memory(ring: Ring) -> dict[str, Any]:
         Unavailable: Perdure cannot be measured, or a swap does not come about.
     """
     server = SERVERS[PERDURE]
-    names = (SECOND, champion(ring.models.registry))
+    names = pair(ring.models.registry)
     held = []
     with ring.started(server) as one:
         ring.ask(ring.load(server, one.port, ring.short, seconds=1.0, connections=RATE_TRIED))

@@ -12,10 +12,14 @@ import numpy as np
 import torch
 
 from contestants.child import run_child
+from perdure.artifact import NOTHING
 from perdure.config import LoraSettings, Settings
 from perdure.dataset import DataRow
+from perdure.engine.exporter import Exporter
+from perdure.engine.served import Engine, exported
 from perdure.model.adapter import Adapter, AdapterShape, linear_names
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier, load_classifier
+from perdure.model.layout import ENGINE_FILE
 from perdure.registry import Registry
 from servers.entrants import perdure_command, perdure_surroundings
 
@@ -80,6 +84,13 @@ def champion(registry: Path) -> str:
     return promotion.version
 
 
+def pair(registry: Path) -> tuple[str, str]:
+    """The names of `second` and of the version that it is a copy of, whichever of them is in force."""
+    parent = Registry(str(registry)).card(SECOND).parent
+    assert parent is not None, "a copy names what it was made from"
+    return SECOND, parent
+
+
 def loaded(registry: Path, cache: Path) -> AnalyticClassifier:
     """The champion, in float32."""
     name = champion(registry)
@@ -88,8 +99,11 @@ def loaded(registry: Path, cache: Path) -> AnalyticClassifier:
 
 def _copy(registry: Registry, name: str) -> None:
     card = registry.card(name)
-    files = {file: registry.read(name, file) for file in card.files}
-    registry.write(card.model_copy(update={"name": SECOND, "parent": name, "kind": "head"}), files)
+    files, shared = (
+        {file: registry.read(name, file) for file, about in card.files.items() if about.shared is wanted}
+        for wanted in (False, True)
+    )
+    registry.write(card.model_copy(update={"name": SECOND, "parent": name, "kind": "head"}), files, shared)
 
 
 def _second_space(first: Registry, name: str, place: Path, cache: Path, rows: Sequence[DataRow]) -> None:
@@ -98,7 +112,8 @@ def _second_space(first: Registry, name: str, place: Path, cache: Path, rows: Se
     Its factors are small random numbers and its head is fitted by ridge regression on some rows: what an answer costs
     depends on their shapes alone.
     """
-    version = load_classifier(first.fetch(name, cache), name, batch=BATCH)
+    folder = first.fetch(name, cache)
+    version = load_classifier(folder, name, batch=BATCH)
     encoder, lora = version.encoder, LoraSettings()
     shape = AdapterShape(lora.rank, lora.alpha, encoder.adapted_layers, linear_names(encoder.top))
     maps = dict(encoder.top.named_modules())
@@ -118,7 +133,11 @@ def _second_space(first: Registry, name: str, place: Path, cache: Path, rows: Se
     )
     registry = Registry(str(place))
     card = first.card(name).model_copy(update={"name": both.version, "parent": name, "kind": "lora"})
-    registry.write(card, both.files())
+    export = NOTHING
+    if exported(folder):
+        precision = Engine.decode((folder / ENGINE_FILE).read_text(encoding="utf-8")).precision
+        export = Exporter().export(both, precision, folder)
+    registry.write(card, {**both.files(), **export.files}, export.shared)
     registry.promote(both.version, reason="for the benchmark", by="benchmark")
 
 
@@ -129,6 +148,8 @@ def settings_served() -> dict[str, object]:
         "model.max_tokens": MAX_TOKENS,
         "model.batch": tree.model.batch,
         "model.features": tree.model.features,
+        "model.export": tree.model.export,
+        "serving.engine": tree.serving.engine,
         "serving.max_batch": tree.serving.max_batch,
         "serving.record": tree.serving.record,
         "lora.rank": tree.lora.rank,

@@ -247,7 +247,7 @@ def test_marks_tell_labels_apart(name: str, answer: str) -> None:
 
 
 def test_environments_are_pinned_and_name_no_address() -> None:
-    names = {server.requirements for server in SERVERS.values() if server.requirements} | {"bare_loop", "export"}
+    names = {server.requirements for server in SERVERS.values() if server.requirements}
     for name in names:
         lines = requirements(name).read_text(encoding="utf-8").splitlines()
         assert lines
@@ -292,8 +292,8 @@ def test_an_environment_is_made_once(said: list[list[str]], tmp_path: Path, monk
     (tmp_path / "litserve" / MARK).write_text("of another list", encoding="utf-8")
     environment("litserve", tmp_path)
     assert len(said) == 6
-    environment("export", tmp_path, seeing_ours=True)
-    seen = (tmp_path / "export" / "lib" / "python3" / "site-packages" / "ours.pth").read_text(encoding="utf-8")
+    environment("litserve_export", tmp_path, seeing_ours=True)
+    seen = (tmp_path / "litserve_export" / "lib" / "python3" / "site-packages" / "ours.pth").read_text(encoding="utf-8")
     assert "site-packages" in seen
 
 
@@ -368,7 +368,7 @@ def ring(tmp_path: Path) -> Ring:
         mixed_closed=(1,),
         swap_rounds=1, swap_seconds=0.5, swaps=20,
     )  # fmt: skip
-    models = Models(tmp_path, tmp_path, tmp_path, tmp_path, tmp_path)
+    models = Models(tmp_path, tmp_path, tmp_path, tmp_path, tmp_path, no_export="nothing was exported")
     return Ring(tmp_path, tmp_path, models, kinds, kinds, 3, plan)
 
 
@@ -436,7 +436,7 @@ def test_a_server_that_will_not_end_is_killed(tmp_path: Path, monkeypatch: pytes
 @pytest.fixture
 def swapping(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("servers.swaps.SERVERS", {"perdure": stub()})
-    monkeypatch.setattr("servers.swaps.champion", lambda registry: "first")
+    monkeypatch.setattr("servers.swaps.pair", lambda registry: ("second", "first"))
     monkeypatch.setattr("servers.swaps.EVERY_SECONDS", 0.1)
 
 
@@ -446,6 +446,8 @@ def test_swaps_happen_under_the_load_and_end_where_they_began(ring: Ring) -> Non
     promoted = (ring.folder / "stub" / "promoted").read_text(encoding="utf-8").split()
     assert found["swaps"] >= 4
     assert promoted[:3] == ["second", "first", "second"]
+    # And once more, back to where it was.
+    assert len(promoted) == found["swaps"] + 1
     assert promoted[-1] == "first"
     assert found["rate"] == 50
     assert found["p99_ratio"] == pytest.approx(found["p99_ms_with"] / found["p99_ms_without"], abs=1e-3)

@@ -14,13 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import quantiles
 
 from exported import Exported
 
-BATCHES = (8, 32, 64)
+BATCHES = (8, 16, 32)
 WARM_UP_CALLS = 5
 
 
@@ -42,7 +42,9 @@ def single(model: Exported, texts: Sequence[str], seconds: float) -> dict[str, f
 
 def batched(models: Sequence[Exported], texts: Sequence[str], size: int, seconds: float) -> float:
     """Sentences a second, each model called by a thread of its own with batches of `size` texts."""
-    batches = [texts[start : start + size] for start in range(0, len(texts) - size + 1, size)]
+    # Every batch is full, however few texts there are.
+    texts = [*texts, *texts[: -len(texts) % size]] if len(texts) >= size else list(islice(cycle(texts), size))
+    batches = [texts[start : start + size] for start in range(0, len(texts), size)]
     done = [0] * len(models)
     for model in models:
         model(batches[0])
