@@ -56,8 +56,6 @@ LEAST_PEERS = 2
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(arguments)
-    # What was started must be stopped, whoever ends this.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     plan: Plan = QUICK if options.quick else FULL
     torch.set_num_threads(options.threads)
     unavailable: dict[str, str] = {}
@@ -313,4 +311,6 @@ def show(told: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    # What was started must be stopped, whoever ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     main()

@@ -188,7 +188,8 @@ class Measurement:
         if self._load.arrivals == "even":
             count = 0
             while True:
-                yield began + count / rate
+                # Half a gap late, so that none falls on the moment from which requests count.
+                yield began + (count + 0.5) / rate
                 count += 1
         draw = random.Random(self._load.seed + 1).expovariate
         due = began
