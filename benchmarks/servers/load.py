@@ -50,7 +50,7 @@ class Load:
     """How requests of an open loop are spaced: `even`, or `poisson` with independent exponential gaps."""
     give_up_seconds: float = 1.0
     """An open loop that is so far behind is ended, for it only gets worse; 0 for never."""
-    check_every: int = 20
+    check_every: int = 4
     """Every how many answers one is looked at."""
     seed: int = 0
     host: str = "127.0.0.1"
