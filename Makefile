@@ -43,7 +43,7 @@ format: setup  ## Put the code in shape
 	$(BIN)/ruff check --fix .
 
 lock: setup  ## Resolve the versions in requirements.lock anew
-	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra grpc --extra demo --extra dev --generate-hashes --no-header \
+	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra grpc --extra otel --extra demo --extra dev --generate-hashes --no-header \
 		--python-version 3.11 --quiet --output-file requirements.lock
 
 # Built by an old protoc on purpose: what it makes runs with that release of protobuf and with the next major one. In a
