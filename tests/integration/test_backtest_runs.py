@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -395,3 +396,22 @@ def test_a_memory_of_one_or_two_samples_of_a_label_is_enough(recorded, settings,
     result = run_backtest(stream, evaluation, tmp_path / "out", small)
     assert result.sessions[-1].acc_seen > 0.8
     assert result.memory.samples == 4 * per_class
+
+
+def test_the_first_version_is_compared_with_after_the_registry_has_let_go_of_it(recorded, settings, tmp_path):
+    """As it does when ten newer versions have been promoted."""
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    settings = settings.with_values({"lora.enabled": False})
+
+    def forget(session) -> None:
+        if session.session == 1:
+            shutil.rmtree(out / "state" / "registry" / "versions" / "v000001-head")
+            # Another process goes on, and has only what lies on the disk.
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run_backtest(*recorded, out, settings, on_session=forget)
+    result = run_backtest(*recorded, out, settings)
+    assert [one.acc_first for one in result.sessions] == [
+        one.acc_first for one in run_backtest(*recorded, plain, settings).sessions
+    ]

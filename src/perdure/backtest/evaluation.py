@@ -16,6 +16,7 @@ from perdure.learn.material import Encodings
 from perdure.model.base import Scores
 from perdure.model.classifier import AnalyticClassifier, Encoded, load_classifier
 from perdure.registry import Registry
+from perdure.registry.card import CARD
 from perdure.turn import TurnResult
 
 KEPT_ROWS = 20_000
@@ -65,6 +66,7 @@ class Evaluation:
         self._cache = cache
         self._settings = settings
         self._frozen: Encodings | None = None
+        self._kept: AnalyticClassifier | None = None
 
     def champion(self) -> AnalyticClassifier | None:
         """What is served now."""
@@ -89,7 +91,7 @@ class Evaluation:
             served = champion.answer(encoded)
             right = _right(served, truth)
             head = _right(champion.answer(encoded.frozen()), truth)
-            first = _right(self._load(self._registry.promotions()[0].version).answer(encoded.frozen()), truth)
+            first = _right(self._first().answer(encoded.frozen()), truth)
             for one in result.candidates:
                 if one.kind == "lora":
                     challenger = self._load(one.version)
@@ -128,8 +130,20 @@ class Evaluation:
         adapted = classifier.adapted.adapter.embeddings(texts, self._settings.model.batch)
         return Encoded(frozen.features, adapted, adapted)
 
+    def _first(self) -> AnalyticClassifier:
+        """The version that was served first; the registry lets go of it while the backtest goes on."""
+        if self._kept is None:
+            version = self._registry.promotions()[0].version
+            folder = self._cache / version
+            if not (folder / CARD).is_file():
+                folder = self._registry.fetch(version, self._cache)
+            self._kept = self._read(folder, version)
+        return self._kept
+
     def _load(self, version: str) -> AnalyticClassifier:
-        folder = self._registry.fetch(version, self._cache)
+        return self._read(self._registry.fetch(version, self._cache), version)
+
+    def _read(self, folder: Path, version: str) -> AnalyticClassifier:
         model = self._settings.model
         return load_classifier(folder, version, batch=model.batch, encoder=model.name)
 
