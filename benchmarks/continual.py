@@ -244,10 +244,27 @@ def code_digest(*packages: ModuleType) -> str:
     return digest.hexdigest()
 
 
+def command(options: argparse.Namespace) -> str:
+    """What makes these figures again, but for places."""
+    if options.quick:
+        return "python benchmarks/continual.py --quick"
+    given = {
+        "orders": options.orders,
+        "seeds": options.seeds,
+        "contestants": options.contestants,
+        "memory": options.memory,
+        "eval": [options.eval],
+        "joint": [options.joint],
+        "threads": [options.threads],
+    }
+    said = (f"--{name} {' '.join(map(str, values))}" for name, values in given.items())
+    return " ".join(["python benchmarks/continual.py", *said])
+
+
 def setup(options: argparse.Namespace) -> dict[str, Any]:
     """What the figures were taken with."""
     return {
-        "command": "python benchmarks/continual.py",
+        "command": command(options),
         "quick": options.quick,
         "evaluation": f"{options.eval}.jsonl",
         "model": options.model,

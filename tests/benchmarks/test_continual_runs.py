@@ -190,6 +190,7 @@ def test_the_command_runs_what_is_asked_and_only_what_is_not_done(
         ("ridge", 1),
     ]
     assert first["setup"]["recipe"]["random_features"] == 64
+    assert "--seeds 0 1 --contestants ncm ridge --memory 3 --eval val" in first["setup"]["command"]
     assert (tmp_path / "out" / "continual.svg").exists()
     assert "ncm" in capsys.readouterr().out
     taken: list[str] = []
