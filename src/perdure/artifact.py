@@ -34,7 +34,7 @@ PRECISIONS: Mapping[str, tuple[Precision, ...]] = {
     "auto": ("int8", "float32"),
     "int8": ("int8",),
     "float32": ("float32",),
-    "off": (),
+    "none": (),
 }
 """What `model.export` stands for, in the order in which it is tried."""
 

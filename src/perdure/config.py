@@ -155,9 +155,9 @@ class ModelSettings(Section):
     """Texts embedded at once."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of this process; 0 leaves the choice to torch."""
-    export: Literal["auto", "int8", "float32", "off"] = "auto"
+    export: Literal["auto", "int8", "float32", "none"] = "auto"
     """What a version is exported to, for serving without torch. `auto` takes 8-bit integers where they answer like the
-    version itself, else float32; `off` leaves it to torch."""
+    version itself, else float32; `none` leaves it to torch."""
     features: Annotated[int, Field(ge=64, le=32768, multiple_of=2)] = 8192
     """Random Fourier features D of the analytic head; its statistics take 4·D² bytes."""
     bandwidth: Positive = 1.4

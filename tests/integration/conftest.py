@@ -30,7 +30,7 @@ FILLERS = ["where", "is", "my", "the", "a", "i", "want", "to", "please", "help",
 SMALL = {
     "seed": 3,
     "model.features": 256,
-    "model.export": "off",
+    "model.export": "none",
     "model.batch": 16,
     "model.threads": 1,
     "model.ridge": (0.1, 1.0),

@@ -90,7 +90,7 @@ def test_int8_and_nothing_else_is_kept_back_by_the_judge(desk, exporting, monkey
 
 def test_what_cannot_be_exported_is_served_by_torch(desk, exporting, monkeypatch, graphs, caplog):
     def refuse(*args):
-        raise ExportError("torch cannot export this: set model.export to off")
+        raise ExportError("torch cannot export this: set model.export to none")
 
     monkeypatch.setattr(graphs, "export", refuse)
     desk.teach("refund", "parcel")

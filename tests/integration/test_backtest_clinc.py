@@ -49,7 +49,7 @@ def test_new_intents_are_learned_and_old_ones_kept(clinc, tmp_path):
     settings = Settings().with_values(
         {
             "model.features": 1024,
-            "model.export": "off",
+            "model.export": "none",
             "lora.enabled": False,
             "memory.per_class": 10,
             "judge.drift_min_rows": 100_000,

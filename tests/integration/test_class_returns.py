@@ -33,7 +33,7 @@ RETURN, REWORDED, AFTER = 9, 10, 11
 SETTINGS = {
     "seed": 3,
     "model.features": 256,
-    "model.export": "off",
+    "model.export": "none",
     "model.batch": 16,
     "model.threads": 1,
     "lora.layers": 2,

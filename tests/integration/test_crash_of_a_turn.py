@@ -51,7 +51,7 @@ EASY = {
 
 BLURRED = {
     "model.features": 64,
-    "model.export": "off",
+    "model.export": "none",
     "model.bandwidth": 20.0,
     "memory.holdout_share": 0.4,
     "lora.shares": [0.9],

@@ -87,7 +87,7 @@ def _exported(
             first = str(error).strip().splitlines()[0]
             raise ExportError(
                 f"torch cannot export {type(module).__name__.strip('_').lower()} layers to ONNX ({first}): set "
-                "model.export to off, and versions are served by torch"
+                "model.export to none, and versions are served by torch"
             ) from error
     assert program is not None
     model = program.model_proto

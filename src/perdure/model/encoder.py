@@ -125,7 +125,7 @@ class Encoder:
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ExportError(
-                f"the tokenizer of encoder {self.name!r} exists in Python only: set model.export to off, and versions "
+                f"the tokenizer of encoder {self.name!r} exists in Python only: set model.export to none, and versions "
                 "are served by torch"
             )
         described = json.loads(backend.to_str())

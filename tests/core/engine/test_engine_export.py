@@ -137,7 +137,7 @@ def test_a_tokenizer_in_python_only_says_what_to_do(
         pad_token_id = 0
 
     monkeypatch.setattr(classifier.encoder, "_tokenizer", Slow())
-    with pytest.raises(ExportError, match=r"exists in Python only: set model\.export to off"):
+    with pytest.raises(ExportError, match=r"exists in Python only: set model\.export to none"):
         exporter.export(classifier, "int8")
 
 
@@ -148,5 +148,5 @@ def test_what_torch_cannot_export_says_what_to_do(classifier_of: Make, monkeypat
         raise RuntimeError("data-dependent\nand a long tale")
 
     monkeypatch.setattr(type(classifier.encoder), "below", broken)
-    with pytest.raises(ExportError, match=r"cannot export frozen layers to ONNX \(.*\): set model\.export to off"):
+    with pytest.raises(ExportError, match=r"cannot export frozen layers to ONNX \(.*\): set model\.export to none"):
         Exporter().export(classifier, "int8")

@@ -39,7 +39,7 @@ LABELS = ("refund", "parcel", "login", "card")
 
 SETTINGS = {
     "model.features": 256,
-    "model.export": "off",
+    "model.export": "none",
     "model.threads": 1,
     "lora.enabled": "false",
     "judge.judge_latency": "false",

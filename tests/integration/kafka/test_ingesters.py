@@ -36,7 +36,7 @@ def settings(settings_of, tiny_encoder, tmp_path):
             "seed": 3,
             "model.name": str(tiny_encoder),
             "model.features": 64,
-            "model.export": "off",
+            "model.export": "none",
             "model.batch": 16,
             "model.threads": 1,
             "lora.layers": 2,
