@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from perdure.errors import UsageError
+from perdure.judge.verdict import Verdict
 
 
 def teach_around(desk, *, ann: bool, sentences) -> None:
@@ -124,16 +125,20 @@ def test_a_head_without_what_was_forgotten_is_served_though_it_be_no_better(desk
     assert desk.turn(lora__enabled=False, judge__min_rows=1000).champion == "v000002-head"
 
 
-def test_a_version_with_the_old_head_still_owes_the_erasure(desk, sentences):
+def test_an_adapter_on_the_old_head_still_owes_the_erasure(desk, sentences, monkeypatch):
+    """It is the head that knows: an adapter beside the old one does not carry the erasure out."""
     desk.teach("refund", "parcel")
     desk.send([(text, "refund") for text in sentences("login", 6)], name="ann", at=100.0, subject="ann")
     desk.turn(lora__enabled=False)
-    desk.teach("refund", "parcel", name="more", at=200.0, seed=5)
-    result = desk.turn()
-    assert [one.kind for one in result.candidates] == ["head", "lora"]
     desk.forget("ann", 1000.0)
+    desk.teach("refund", "parcel", name="more", at=2000.0, seed=5)
+    with monkeypatch.context() as patch:
+        patch.setattr("perdure.judge.verdict._erasing", lambda *given: Verdict("keep", "Keep: it lost too much.", ()))
+        result = desk.turn(judge__min_rows=1000)
+    assert [(one.kind, one.outcome) for one in result.candidates] == [("head", "keep"), ("lora", "inconclusive")]
+    owed = {one.kind: desk.registry().card(one.version).unlearned for one in result.candidates}
+    assert owed == {"head": 6, "lora": 0}
     desk.registry().promote(result.candidates[1].version, reason="a person wants it", by="somebody")
-    result = desk.turn(lora__enabled=False, judge__min_rows=1000)
-    assert result.champion == "v000003-head"
-    card = desk.registry().card("v000003-head")
-    assert (card.unlearned, desk.registry().card("v000002-lora").unlearned) == (6, 0)
+    desk.teach("refund", count=2, name="last", at=3000.0, seed=9)
+    assert desk.turn(lora__enabled=False, judge__min_rows=1000).champion == "v000003-head"
+    assert desk.registry().card("v000003-head").unlearned == 6
