@@ -70,7 +70,12 @@ class Exporter:
 def _found(folder: Path | None, key: str) -> bytes | None:
     if folder is None or not (folder / ENGINE_FILE).is_file():
         return None
-    if Engine.decode((folder / ENGINE_FILE).read_text(encoding="utf-8")).key != key:
+    try:
+        engine = Engine.decode((folder / ENGINE_FILE).read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError):
+        # Another release wrote it: what it holds is not known here, and is made anew.
+        return None
+    if engine.key != key:
         return None
     return (folder / ENCODER_GRAPH).read_bytes()
 

@@ -24,7 +24,7 @@ ERRORS_ONLY = 3
 """ONNX Runtime's level of logging."""
 
 SLOWER = ["SkipLayerNormFusion"]
-"""Fusions that cost: with this one a batch of MiniLM takes a fifth longer (release 1.32, one thread)."""
+"""Fusions that cost more than they save: this one's kernel is slower than what it stands for (release 1.32)."""
 
 LEAST_LENGTH = 2
 """The graphs take no sequence of one token."""

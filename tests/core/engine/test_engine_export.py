@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def test_the_encoder_is_exported_once(classifier_of: Make, exporter: Exporter, m
 
 
 def test_a_new_process_takes_the_encoder_of_the_version_before(
-    classifier_of: Make, written: Written, monkeypatch: pytest.MonkeyPatch
+    classifier_of: Make, written: Written, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = written()
     monkeypatch.setattr(exporter_module, "frozen_graph", lambda encoder: pytest.fail("exported again"))
@@ -117,7 +118,11 @@ def test_a_new_process_takes_the_encoder_of_the_version_before(
     monkeypatch.setattr(Exporter, "_graph", lambda self, encoder, precision: made.append(precision) or b"graph")
     Exporter().export(classifier_of(adapted=False), "float32", before=folder)
     Exporter().export(classifier_of(adapted=False), "int8", before=folder / "nothing")
-    assert made == ["float32", "int8"]
+    # Nor one that another release wrote, which must not end a turn.
+    shutil.copytree(folder, tmp_path / "newer")
+    (tmp_path / "newer" / ENGINE_FILE).write_text('{"format": 2}')
+    Exporter().export(classifier_of(adapted=False), "int8", before=tmp_path / "newer")
+    assert made == ["float32", "int8", "int8"]
 
 
 def test_one_space_one_name(classifier_of: Make, exporter: Exporter) -> None:
