@@ -274,9 +274,12 @@ class ServingSettings(Section):
     """Port for the Open Inference Protocol over gRPC, at the same address; 0 takes a free one, none is off."""
     engine: Literal["auto", "onnx", "torch"] = "auto"
     """What runs the model: ONNX Runtime where a version was exported (`model.export`), else torch; or one of both."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Forward passes that run at once, where versions are exported; 0 for one a core, up to four. They share the cores:
+    of 16, each of four gets four."""
     max_batch: Count = 32
     """Most texts answered in one forward pass."""
-    batch_seconds: Positive = 0.05
+    batch_seconds: Positive = 0.025
     """What a forward pass of several texts should take at most, as measured on this machine: the long ones come in
     smaller batches, so that what waits behind them need not wait long."""
     max_queue: Count = 1024

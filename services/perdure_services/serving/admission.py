@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from perdure_services.serving.pace import Pace, TextSize
 from perdure_services.serving.refusal import Refusal
@@ -26,6 +27,23 @@ NEWEST = 0.1
 MOST_DRIFT = 4.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """A batch that is being run."""
+
+    size: TextSize
+    batches: int
+    begun: float
+    """Monotonic seconds."""
+    expected: float
+    """Seconds that it was expected to take."""
+
+    def left(self, now: float) -> float:
+        """Seconds that it is expected to take still."""
+        # What should have ended already is expected to be late by as much again.
+        return abs(self.expected - (now - self.begun))
+
+
 class Admission:
     """Reckons how long a request would wait, and refuses the one that would wait too long.
 
@@ -47,40 +65,44 @@ class Admission:
         self._fill = float(max_batch)
         self._drift = 1.0
         self._usual = 0.0
-        self._expected = 0.0
-        self._begun: float | None = None
+        self._runs: list[Run] = []
         self._empty_at = now
+        self.lanes = 1
+        """Batches that may run at once."""
 
-    def begun(self, size: TextSize, batches: int, now: float) -> None:
+    def begun(self, size: TextSize, batches: int, now: float) -> Run:
         """A batch of `size`, in that many parts, has left the line and is being run."""
-        self._begun = now
-        self._expected = self._drift * self._pace.seconds(size.own, batches)
+        run = Run(size, batches, now, self._drift * self._pace.seconds(size.own, batches))
+        self._runs.append(run)
         if len(self._line):
             self._fill += NEWEST * (size.texts / batches - self._fill)
+        return run
 
-    def ended(self, size: TextSize, batches: int, now: float) -> None:
+    def ended(self, run: Run, now: float) -> None:
         """That batch is answered, or failed."""
-        assert self._begun is not None
-        took = now - self._begun
-        self._begun = None
-        self._usual += (NEWEST if self._usual else 1.0) * (took / batches - self._usual)
-        if (expected := self._pace.seconds(size.own, batches)) > 0.0:
+        self._runs.remove(run)
+        took = now - run.begun
+        self._usual += (NEWEST if self._usual else 1.0) * (took / run.batches - self._usual)
+        if (expected := self._pace.seconds(run.size.own, run.batches)) > 0.0:
             drift = min(max(took / expected, 1.0 / MOST_DRIFT), MOST_DRIFT)
             self._drift += NEWEST * (drift - self._drift)
 
     @property
+    def running(self) -> int:
+        """Batches that are being run."""
+        return len(self._runs)
+
+    @property
     def running_since(self) -> float | None:
-        """When the batch that is being run was begun (monotonic seconds); None between two."""
-        return self._begun
+        """When the oldest batch that is being run was begun (monotonic seconds); None where none is."""
+        return min((run.begun for run in self._runs), default=None)
 
     def wait(self, now: float) -> float:
         """Seconds until what waits now is expected to be answered."""
-        running = 0.0
-        if self._begun is not None:
-            # What should have ended already is expected to be late by as much again.
-            running = abs(self._expected - (now - self._begun))
+        running = sum(run.left(now) for run in self._runs)
         line = self._line
-        return running + self._drift * self._pace.seconds(line.work, line.texts / max(self._fill, 1.0))
+        waiting = self._drift * self._pace.seconds(line.work, line.texts / max(self._fill, 1.0))
+        return (running + waiting) / self.lanes
 
     def bound(self, now: float) -> float:
         """The longest wait that is accepted now, in seconds."""

@@ -102,7 +102,9 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     app.router.route_class = GuardedRoute
     refusal.install(app)
     asking = [*predictions.router.routes, *embeddings.router.routes, *open_inference.router.routes]
-    app.add_middleware(Door, service=service, lag=lag, routes=asking)
+    # Starlette answers exceptions that nobody expects outside of all middleware.
+    expected = {kind: handler for kind, handler in app.exception_handlers.items() if kind is not Exception}
+    app.add_middleware(Door, service=service, lag=lag, routes=asking, handlers=expected)
     app.add_middleware(Metering, metrics=service.metrics, access_log=settings.serving.access_log)
     app.add_middleware(Farewell, draining=lambda: service.draining)
     app.add_middleware(SecurityHeaders)

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from perdure.model.base import Classifier, Scores
-from perdure_services.serving.admission import Admission
+from perdure_services.serving.admission import Admission, Run
 from perdure_services.serving.champion import Champion
 from perdure_services.serving.deadline import too_late
 from perdure_services.serving.metrics import Metrics
@@ -42,15 +42,26 @@ class Answer:
 _Request: TypeAlias = WaitingRequest[Answer]
 
 
-class Batcher:
-    """Answers requests in one thread of its own.
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    requests: list[_Request]
+    texts: list[str]
+    parts: list[list[int]]
+    run: Run | None
+    """None where there are no requests."""
 
-    The thread takes what waits, oldest first and those of like length with it, and never waits for more. It asks for
+
+class Batcher:
+    """Answers requests in threads of its own.
+
+    A thread takes what waits, oldest first and those of like length with it, and never waits for more. It asks for
     the champion once a batch, so that a request is answered by exactly one version, and a swap falls between two
-    batches. A batch may be run in parts, by the same version.
+    batches. A batch may be run in parts, by the same version. Several batches run at once where the champion may be
+    asked by several threads.
 
     Args:
         champion: what answers now.
+        workers: threads.
         max_batch: most texts in one forward pass.
         max_queue: most requests that wait.
         queue_seconds: longest expected wait that is accepted in a burst.
@@ -63,6 +74,7 @@ class Batcher:
         self,
         champion: Callable[[], Champion | None],
         *,
+        workers: int = 1,
         max_batch: int,
         max_queue: int,
         queue_seconds: float,
@@ -86,18 +98,22 @@ class Batcher:
         self._changed = threading.Condition()
         self._closing = False
         self._answered = float("-inf")
-        self._thread = threading.Thread(target=self._run, name="perdure-batcher", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, name=f"perdure-batcher-{number}", daemon=True)
+            for number in range(workers)
+        ]
         metrics.watch(metrics.queue, lambda: len(self._line))
         metrics.watch(metrics.queue_wait, lambda: self.expected_wait)
 
     def start(self) -> None:
         """Begins to answer."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether the thread that answers is running."""
-        return self._thread.is_alive()
+        """Whether the threads that answer are running."""
+        return all(thread.is_alive() for thread in self._threads)
 
     @property
     def idle_seconds(self) -> float:
@@ -106,8 +122,9 @@ class Batcher:
 
     @property
     def busy_seconds(self) -> float:
-        """Seconds that the batch which is being run has taken so far; 0 between two."""
-        since = self._admission.running_since
+        """Seconds that the batch which has been run for longest has taken so far; 0 while none is run."""
+        with self._changed:
+            since = self._admission.running_since
         return 0.0 if since is None else max(time.monotonic() - since, 0.0)
 
     @property
@@ -149,9 +166,11 @@ class Batcher:
         """Answers what waits, for up to `timeout` seconds, refuses the rest and stops."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+            self._changed.notify_all()
+        until = time.monotonic() + timeout
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(until - time.monotonic(), 0.0))
         left: list[_Request] = []
         with self._changed:
             while batch := self._line.take(-math.inf)[0]:
@@ -174,43 +193,46 @@ class Batcher:
 
     def _run(self) -> None:
         while (batch := self._take()) is not None:
-            if batch:
+            if batch.requests:
                 self._answer_in_time(batch)
 
-    def _take(self) -> list[_Request] | None:
-        """The next batch; None at the end."""
+    def _take(self) -> _Batch | None:
+        """The next batch, which may be empty; None at the end."""
         with self._changed:
-            while not len(self._line) and not self._closing:
+            while not self._closing and not (len(self._line) and self._admission.running < self._admission.lanes):
                 self._changed.wait()
-            batch, late = self._line.take(time.monotonic())
+            taken, late = self._line.take(time.monotonic())
+            # Without what was cancelled since it was put.
+            requests = [request for request in taken if request.future.set_running_or_notify_cancel()]
+            batch = self._begun(requests) if requests else _Batch([], [], [], None)
         for request in late:
             self._metrics.abandoned.inc()
             if request.future.set_running_or_notify_cancel():
                 request.future.set_exception(too_late())
-        if not batch and not late:
-            return None
-        # What was cancelled since it was taken.
-        return [request for request in batch if request.future.set_running_or_notify_cancel()]
+        return batch if taken or late else None
 
-    def _answer_in_time(self, batch: list[_Request]) -> None:
+    def _begun(self, requests: list[_Request]) -> _Batch:
+        texts = [text for request in requests for text in request.texts]
+        parts = self._line.pieces([measured([text], self._cut) for text in texts])
+        return _Batch(
+            requests, texts, parts, self._admission.begun(measured(texts, self._cut), len(parts), time.monotonic())
+        )
+
+    def _answer_in_time(self, batch: _Batch) -> None:
         """Answers `batch`, and learns how long that took."""
-        texts = [text for request in batch for text in request.texts]
-        sizes = [measured([text], self._cut) for text in texts]
-        whole = measured(texts, self._cut)
-        with self._changed:
-            parts = self._line.pieces(sizes)
-            self._admission.begun(whole, len(parts), time.monotonic())
         try:
-            self._answer(batch, texts, parts)
+            self._answer(batch.requests, batch.texts, batch.parts)
         except Exception as error:  # noqa: BLE001
             # Whatever it was, the next batch may be better.
-            _log.exception("a batch of %d requests failed", len(batch))
-            for request in batch:
+            _log.exception("a batch of %d requests failed", len(batch.requests))
+            for request in batch.requests:
                 if not request.future.done():
                     request.future.set_exception(error)
         finally:
+            assert batch.run is not None
             with self._changed:
-                self._admission.ended(whole, len(parts), time.monotonic())
+                self._admission.ended(batch.run, time.monotonic())
+                self._changed.notify()
 
     def _answer(self, batch: list[_Request], texts: list[str], parts: list[list[int]]) -> None:
         champion = self._champion()
@@ -218,6 +240,8 @@ class Batcher:
             for request in batch:
                 request.future.set_exception(no_champion())
             return
+        with self._changed:
+            self._admission.lanes = len(self._threads) if champion.classifier.concurrent else 1
         start = time.perf_counter()
         try:
             scores = self._scores(champion.classifier, texts, parts)

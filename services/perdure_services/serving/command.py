@@ -20,6 +20,7 @@ from perdure_services.keys import redacted
 from perdure_services.serving.exposure import check_exposure, warnings
 from perdure_services.serving.server import listen, run
 from perdure_services.serving.spool.spooled_stream import with_spool
+from perdure_services.serving.workers import threads_of
 
 CACHE = Path("var/perdure/cache")
 """Where versions of a remote registry are kept, relative to the working folder."""
@@ -86,6 +87,7 @@ def loader(settings: Settings, registry: Registry) -> Callable[[str], Classifier
             version,
             batch=settings.model.batch,
             threads=settings.model.threads,
+            graph_threads=threads_of(settings.serving),
             engine=settings.serving.engine,
             encoder=encoder,
         )

@@ -6,16 +6,16 @@ import base64
 from typing import Annotated, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from perdure.records import Float
 from perdure_services.serving.access import needs
-from perdure_services.serving.body import CheckedRoute
-from perdure_services.serving.explanations import Explanations, explanations_of
+from perdure_services.serving.direct import DirectRoute
+from perdure_services.serving.explanations import explanations_of
 from perdure_services.serving.schemas import StrictRequest, Text
 
-router = APIRouter(prefix="/v1", route_class=CheckedRoute, tags=["predictions"])
+router = APIRouter(prefix="/v1", route_class=DirectRoute, tags=["predictions"])
 
 Encoding = Literal["float", "base64"]
 
@@ -42,11 +42,9 @@ class EmbeddingsAnswer(BaseModel):
 
 @router.post("/embeddings")
 @needs("predict")
-async def embeddings(
-    asked: EmbeddingsRequest, explanations: Annotated[Explanations, Depends(explanations_of)]
-) -> EmbeddingsAnswer:
+async def embeddings(asked: EmbeddingsRequest, request: Request) -> EmbeddingsAnswer:
     """Where texts lie in the space that the version that serves compares texts in. Nothing is recorded."""
-    embedded = await explanations.embedded(asked.texts)
+    embedded = await explanations_of(request).embedded(asked.texts)
     return EmbeddingsAnswer(
         version=embedded.version,
         space=embedded.space,

@@ -10,6 +10,11 @@ from perdure.model.base import Classifier, Scores
 from perdure.records import Float
 
 
+def shared(classifier: Classifier) -> Classifier:
+    """`classifier`, as several threads may ask it."""
+    return classifier if classifier.concurrent else Exclusive(classifier)
+
+
 class Exclusive(Classifier):
     """Asks `inner`, which only one thread at a time may ask. Answers and embeddings come from threads of their own."""
 

@@ -51,8 +51,8 @@ class Explanations:
             self._remembered.close()
 
 
-async def explanations_of(request: Request) -> Explanations:
-    """The explanations of the app that answers `request`; async, as FastAPI asks anything else in another thread."""
+def explanations_of(request: Request) -> Explanations:
+    """The explanations of the app that answers `request`."""
     explanations = request.app.state.explanations
     assert isinstance(explanations, Explanations)
     return explanations

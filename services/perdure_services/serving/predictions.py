@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 
 from perdure_services.serving.access import also_needs, needs
-from perdure_services.serving.body import CheckedRoute
-from perdure_services.serving.explanations import Explanations, explanations_of
+from perdure_services.serving.direct import DirectRoute
+from perdure_services.serving.explanations import explanations_of
 from perdure_services.serving.remembered import Near
 from perdure_services.serving.schemas import (
     Explanation,
@@ -20,11 +20,9 @@ from perdure_services.serving.schemas import (
     PredictRequest,
     Ranked,
 )
-from perdure_services.serving.service import Answered, Service, parts_of
+from perdure_services.serving.service import Answered, service_of
 
-router = APIRouter(prefix="/v1", route_class=CheckedRoute, tags=["predictions"])
-
-Parts = Annotated[Service, Depends(parts_of)]
+router = APIRouter(prefix="/v1", route_class=DirectRoute, tags=["predictions"])
 
 
 @router.post("/predict", response_model_exclude_none=True)
@@ -32,8 +30,6 @@ Parts = Annotated[Service, Depends(parts_of)]
 async def predict(
     asked: PredictRequest,
     request: Request,
-    service: Parts,
-    explanations: Annotated[Explanations, Depends(explanations_of)],
     explain: Annotated[Explanation | None, Query(description="As the field of this name.")] = None,
 ) -> PredictionAnswer | PredictionsAnswer:
     """Classify one text, or several by the same version."""
@@ -42,8 +38,8 @@ async def predict(
     if explain or asked.explain:
         also_needs(request, "explain")
         # Before anything is recorded: a request is answered as a whole, or not at all.
-        near = await explanations.near(texts, asked.neighbours)
-    answered = await service.predict(
+        near = await explanations_of(request).near(texts, asked.neighbours)
+    answered = await service_of(request).predict(
         texts, top=asked.top_k or 1, subject=asked.subject, labels=asked.labels, abstain=asked.abstain
     )
     predictions = tuple(
@@ -56,9 +52,9 @@ async def predict(
 
 @router.post("/feedback", status_code=202)
 @needs("feedback")
-async def feedback(said: FeedbackRequest, service: Parts) -> FeedbackAnswer:
+async def feedback(said: FeedbackRequest, request: Request) -> FeedbackAnswer:
     """Say what the label of a prediction really is. Ids not known yet are kept until their prediction comes."""
-    recorded = await service.learn([(item.id, item.label, item.source) for item in said.items()])
+    recorded = await service_of(request).learn([(item.id, item.label, item.source) for item in said.items()])
     return FeedbackAnswer(recorded=recorded)
 
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from fastapi import Request
@@ -20,8 +21,9 @@ from perdure.stream.base import Stream
 from perdure_services.serving.batcher import Answer, Batcher, no_champion
 from perdure_services.serving.champion import WARM_UP, ChampionWatcher
 from perdure_services.serving.choice import check_labels, choices
+from perdure_services.serving.courier import Courier
 from perdure_services.serving.deadline import current_deadline, too_late
-from perdure_services.serving.exclusive import Exclusive
+from perdure_services.serving.exclusive import shared
 from perdure_services.serving.limits import check_texts
 from perdure_services.serving.metrics import Metrics
 from perdure_services.serving.pace import CHARS_PER_TOKEN
@@ -31,6 +33,7 @@ from perdure_services.serving.spool.forwarder import Forwarder
 from perdure_services.serving.spool.spooled_stream import SpooledStream
 from perdure_services.serving.thresholds import Thresholds
 from perdure_services.serving.tracing import note
+from perdure_services.serving.workers import workers_of
 
 RECORD_SECONDS = 0.25
 """How long an answer waits for its record to be durable."""
@@ -118,10 +121,11 @@ class Service:
         self.stream = stream
         self.metrics = Metrics()
         self.champions = ChampionWatcher(
-            registry, lambda version: Exclusive(load(version)), interval=settings.refresh_seconds, metrics=self.metrics
+            registry, lambda version: shared(load(version)), interval=settings.refresh_seconds, metrics=self.metrics
         )
         self.batcher = Batcher(
             lambda: self.champions.current,
+            workers=workers_of(settings),
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             queue_seconds=settings.queue_seconds,
@@ -137,6 +141,11 @@ class Service:
         self._draining = False
         self._asked_ready = float("-inf")
         self._end: float | None = None
+
+    @cached_property
+    def _courier(self) -> Courier:
+        # Made by the first request, in the loop that answers.
+        return Courier()
 
     def start(self) -> None:
         """Starts the threads."""
@@ -286,7 +295,7 @@ class Service:
         submitted = self.batcher.submit(texts, deadline=deadline)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                return await asyncio.wrap_future(submitted)
+                return await self._courier.future(submitted)
         except TimeoutError as error:
             # The timeout has cancelled it: where it waited still, it is not computed.
             raise too_late() from error
@@ -344,13 +353,11 @@ class Service:
         done = self.recorder.submit(records)
         if done is None:
             return "dropped"
-        waiter = asyncio.wrap_future(done)
-        await asyncio.wait([waiter], timeout=seconds)
-        if waiter.done() and not waiter.cancelled():
-            return "recorded" if waiter.result() else "dropped"
-        if withdraw:
-            done.cancel()
-        return "waiting"
+        try:
+            async with asyncio.timeout(seconds):
+                return "recorded" if await self._courier.future(done, keep=not withdraw) else "dropped"
+        except TimeoutError:
+            return "waiting"
 
 
 def service_of(request: Request) -> Service:

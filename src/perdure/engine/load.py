@@ -13,7 +13,14 @@ Choice = Literal["auto", "onnx", "torch"]
 
 
 def load_version(
-    folder: Path, version: str, *, batch: int, threads: int = 0, engine: Choice = "auto", encoder: str | None = None
+    folder: Path,
+    version: str,
+    *,
+    batch: int,
+    threads: int = 0,
+    graph_threads: int = 0,
+    engine: Choice = "auto",
+    encoder: str | None = None,
 ) -> Classifier:
     """The version in `folder`, run by its exported graphs where it has them, else by torch.
 
@@ -22,6 +29,7 @@ def load_version(
         version: its name.
         batch: texts in one pass of the encoder.
         threads: of one pass; 0 leaves the choice to what runs it.
+        graph_threads: the same for exported graphs, where `threads` is 0: several passes over these may run at once.
         engine: `onnx` or `torch` for that and no other.
         encoder: for torch: where the encoder is found on this machine; by default under the name it had.
 
@@ -31,7 +39,7 @@ def load_version(
         ModelNotFound: the encoder is not here.
     """
     if engine != "torch" and exported(folder):
-        return load_served(folder, version, batch=batch, threads=threads)
+        return load_served(folder, version, batch=batch, threads=threads or graph_threads)
     if engine == "onnx":
         raise VersionDamaged(
             f"version {version} was not exported: set serving.engine to auto or torch, or model.export to auto and let "

@@ -75,6 +75,8 @@ class _Head:
 class ServedClassifier(Classifier):
     """One immutable version, without torch. `load_served` makes it."""
 
+    concurrent = True
+
     def __init__(
         self,
         version: str,

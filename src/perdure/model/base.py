@@ -36,9 +36,9 @@ class Scores:
     def predictions(self, top: int = 1) -> tuple[Prediction, ...]:
         """One answer for each row, with its `top` most probable labels."""
         top = min(max(top, 1), len(self.labels))
-        best = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :top]
+        ranks = self.best()[:, None] if top == 1 else np.argsort(-self.probabilities, axis=1, kind="stable")[:, :top]
         answers = []
-        for row, columns in zip(self.probabilities, best, strict=True):
+        for row, columns in zip(self.probabilities, ranks, strict=True):
             ranked = tuple((self.labels[column], float(row[column])) for column in columns)
             answers.append(Prediction(label=ranked[0][0], confidence=ranked[0][1], top=ranked))
         return tuple(answers)
@@ -58,6 +58,8 @@ class Classifier(ABC):
 
     version: str
     labels: tuple[str, ...]
+    concurrent: bool = False
+    """Whether it may be called from several threads at once."""
 
     @abstractmethod
     def scores(self, texts: Sequence[str]) -> Scores:

@@ -37,9 +37,9 @@ class Serving:
         """One batch, in the time that it should take, or a multiple."""
         batch, _ = self.line.take(self.now)
         size = measured([text for request in batch for text in request.texts], 640)
-        self.admission.begun(size, 1, self.now)
+        run = self.admission.begun(size, 1, self.now)
         self.now += slow * PER_TEXT * size.texts
-        self.admission.ended(size, 1, self.now)
+        self.admission.ended(run, self.now)
 
     def flood(self):
         """As many requests as are let in now."""
@@ -177,3 +177,20 @@ def test_at_many_times_capacity_everything_that_can_be_answered_is(times):
     best = 30.0 / PER_TEXT
     assert arrived == pytest.approx(times * best, rel=0.02)
     assert answered >= 0.97 * best
+
+
+def test_batches_that_run_at_once_share_what_waits():
+    serving = Serving()
+    serving.admission.lanes = 2
+    for _ in range(8):
+        serving.ask()
+    assert serving.admission.wait(serving.now) == pytest.approx(0.04)
+    runs = []
+    for _ in range(2):
+        batch, _late = serving.line.take(serving.now)
+        runs.append(serving.admission.begun(measured(["x" * 90] * len(batch), 640), 1, serving.now))
+    assert serving.admission.running == 2
+    assert serving.admission.wait(serving.now + 0.01) == pytest.approx(0.03)
+    serving.admission.ended(runs[0], serving.now + 0.04)
+    assert serving.admission.running_since == serving.now
+    assert serving.admission.wait(serving.now + 0.04) == pytest.approx(0.0)

@@ -30,9 +30,10 @@ def champion(scripted):
 def start():
     started = []
 
-    def begin(source, *, max_batch=4, max_queue=100, queue_seconds=60.0, batch_seconds=60.0, cut=640):
+    def begin(source, *, workers=1, max_batch=4, max_queue=100, queue_seconds=60.0, batch_seconds=60.0, cut=640):
         batcher = Batcher(
             source if callable(source) else lambda: source,
+            workers=workers,
             max_batch=max_batch,
             max_queue=max_queue,
             queue_seconds=queue_seconds,
@@ -75,7 +76,7 @@ def test_what_waits_is_answered_at_once_in_order_and_up_to_the_bound(champion, s
     served.classifier.gate.set()
     wait_for([first, *futures], 5)
     assert served.classifier.calls == [("first",), ("a1", "b1", "b2"), ("c1", "c2"), ("d1", "d2", "d3")]
-    assert served.classifier.threads == {"perdure-batcher"}
+    assert served.classifier.threads == {"perdure-batcher-0"}
 
 
 def test_each_request_gets_its_own_rows(champion, start, until):
@@ -306,3 +307,37 @@ def test_closing_waits_no_longer_than_told(champion, start, until):
     with pytest.raises(Refusal, match="stopping"):
         waiting.result(0)
     served.classifier.gate.set()
+
+
+def test_several_batches_run_at_once_where_the_version_allows_it(champion, start, until):
+    served = champion()
+    served.classifier.concurrent = True
+    batcher = start(served, workers=2)
+    batcher.submit(["before"]).result(5)
+    served.classifier.gate.clear()
+    first = batcher.submit(["order"])
+    until(lambda: ("order",) in served.classifier.calls)
+    second = batcher.submit(["refund"])
+    until(lambda: ("refund",) in served.classifier.calls)
+    third = batcher.submit(["password"])
+    served.classifier.gate.set()
+    wait_for([first, second, third], 5)
+    assert {thread for thread in served.classifier.threads if "batcher" in thread} == {
+        "perdure-batcher-0",
+        "perdure-batcher-1",
+    }
+
+
+def test_one_batch_at_a_time_where_it_does_not(champion, start, until):
+    served = champion()
+    batcher = start(served, workers=2)
+    batcher.submit(["before"]).result(5)
+    served.classifier.gate.clear()
+    first = batcher.submit(["order"])
+    until(lambda: ("order",) in served.classifier.calls)
+    others = [batcher.submit(["refund"]), batcher.submit(["password"])]
+    time.sleep(0.05)
+    assert served.classifier.calls == [("before",), ("order",)]
+    served.classifier.gate.set()
+    wait_for([first, *others], 5)
+    assert served.classifier.calls == [("before",), ("order",), ("refund", "password")]

@@ -68,14 +68,16 @@ def test_it_runs_with_what_the_options_say(serve, ran):
 def test_threads_go_where_the_model_runs(serve, ran, monkeypatch):
     blas, asked = [], []
     monkeypatch.setattr("perdure_services.serving.command.threadpool_limits", lambda count, **given: blas.append(count))
-    monkeypatch.setattr("perdure.engine.load.load_version", lambda *args, **given: asked.append(given["threads"]))
+    monkeypatch.setattr("perdure.engine.load.load_version", lambda *args, **given: asked.append(given))
     monkeypatch.setattr(Registry, "fetch", lambda self, version, cache: cache)
-    for extra, threads in (((), 0), (("--set", "model.threads=3"), 3)):
-        assert serve("--port", "0", *extra).exit_code == 0
+    monkeypatch.setattr("perdure_services.serving.workers.cores", lambda: 16)
+    cases = [([], 0, 4), (["model.threads=3"], 3, 4), (["serving.workers=2"], 0, 8), (["serving.workers=40"], 0, 1)]
+    for sets, threads, graph_threads in cases:
+        assert serve("--port", "0", *(part for one in sets for part in ("--set", one))).exit_code == 0
         ran[-1][-1]("v1")
-        assert asked[-1] == threads
+        assert (asked[-1]["threads"], asked[-1]["graph_threads"]) == (threads, graph_threads)
     # The heads' own products are too small for threads.
-    assert blas == [1, 1]
+    assert blas == [1] * len(cases)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def test_ready_only_when_a_version_is_loaded_and_answers(registry, publish, serv
         assert "perdure fit" in response.json()["reason"]
         publish(registry, "v1")
         until(lambda: client.get("/readyz").status_code == 200)
-        assert shelf.made["v1"][0].threads == {"perdure-champion", "perdure-batcher"}, "a real inference answered"
+        assert shelf.made["v1"][0].threads == {"perdure-champion", "perdure-batcher-0"}, "a real inference answered"
 
 
 def test_not_ready_while_the_model_hangs(registry, publish, serving, shelf, monkeypatch):

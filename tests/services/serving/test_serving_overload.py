@@ -8,6 +8,7 @@ import math
 import socket
 import threading
 import time
+from functools import partial
 
 import pytest
 import uvicorn
@@ -111,7 +112,7 @@ def test_the_server_has_a_deadline_of_its_own(registry, publish, serving, shelf)
             assert client.post("/v1/predict", json={"text": "order"}, headers=headers).status_code == 504
         # Other protocols do not come through the door.
         with pytest.raises(Refusal) as refusal:
-            asyncio.run(client.app.state.service.predict(["order"], deadline=math.inf))
+            client.portal.call(partial(client.app.state.service.predict, ["order"], deadline=math.inf))
         assert refusal.value.status_code == 504
         model.gate.set()
 
@@ -279,13 +280,16 @@ def test_a_turn_of_the_loop_that_is_too_long_is_noticed_in_the_middle_of_it(lag)
 def test_what_is_under_way_is_counted(client):
     stack = door_of(client)
     seen = []
-    inner = stack._app
 
-    async def watched(scope, receive, send):
-        seen.append(stack._lag.under_way)
-        await inner(scope, receive, send)
+    def watched(inner):
+        async def app(scope, receive, send):
+            seen.append(stack._lag.under_way)
+            await inner(scope, receive, send)
 
-    stack._app = watched
+        return app
+
+    stack._app = watched(stack._app)
+    stack._direct = {route: watched(app) for route, app in stack._direct.items()}
     client.post("/v1/predict", json={"text": "order"})
     client.post("/v1/predict", json={"text": ""})
     client.post("/v1/feedback", json={"id": "a", "label": "refund"})
