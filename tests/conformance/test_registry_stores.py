@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from perdure.errors import RegistryError, VersionDamaged, VersionNotFound
 from perdure.registry import Card, EncoderCard, Registry
+from perdure.registry.card import FileCard
 from perdure.registry.store import Backend
 
 from .registry_suite import FILES, STORES, card, put
@@ -278,6 +280,23 @@ def test_a_damaged_cache_is_read_afresh(registry: Registry, tmp_path: Path, dama
     (folder / "labels.json").mkdir()
     registry.fetch("v1", tmp_path / "cache")
     assert {name: (folder / name).read_bytes() for name in FILES} == FILES
+
+
+def test_what_lies_in_the_cache_unchanged_is_not_read_again(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(registry, "v1")
+    folder = registry.fetch("v1", tmp_path / "cache")
+    registry.fetch("v1", tmp_path / "cache")
+    monkeypatch.setattr(FileCard, "describes", None)
+    registry.fetch("v1", tmp_path / "cache")
+    monkeypatch.undo()
+    time.sleep(0.02)
+    # Of the same length, and in place.
+    damaged = bytes(reversed(FILES["head.safetensors"]))
+    (folder / "head.safetensors").write_bytes(damaged)
+    registry.fetch("v1", tmp_path / "cache")
+    assert (folder / "head.safetensors").read_bytes() == FILES["head.safetensors"] != damaged
 
 
 def test_a_damaged_cache_over_a_damaged_registry_is_refused(

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from perdure.model.base import Classifier, Scores
+from perdure.model.base import Classifier, Prediction, Scores
 from perdure_services.serving.admission import Admission, Run
 from perdure_services.serving.champion import Champion
 from perdure_services.serving.deadline import too_late
@@ -31,6 +31,8 @@ class Answer:
 
     version: str
     scores: Scores
+    first: tuple[Prediction, ...]
+    """The best label of each text, computed for the whole batch at once, and not in the event loop."""
     queued: float = 0.0
     """When the request came, in seconds of `time.perf_counter`."""
     begun: float = 0.0
@@ -258,6 +260,7 @@ class Batcher:
             batch[0].future.set_exception(error)
             return
         self._answered = time.monotonic()
+        best = scores.predictions()
         done = time.perf_counter()
         self._metrics.waited(champion.version, [start - request.since for request in batch])
         first = 0
@@ -265,7 +268,7 @@ class Batcher:
             last = first + len(request.texts)
             rows = scores.probabilities[first:last]
             answered = Scores(scores.labels, rows)
-            request.future.set_result(Answer(champion.version, answered, request.since, start, done))
+            request.future.set_result(Answer(champion.version, answered, best[first:last], request.since, start, done))
             first = last
 
     def _scores(self, classifier: Classifier, texts: list[str], parts: list[list[int]]) -> Scores:

@@ -62,13 +62,20 @@ def among(version: str, scores: Scores, allowed: Sequence[str]) -> Scores:
 
 
 def choices(
-    version: str, scores: Scores, *, top: int, allowed: Sequence[str] | None, threshold: float | None
+    version: str,
+    scores: Scores,
+    first: Sequence[Prediction],
+    *,
+    top: int,
+    allowed: Sequence[str] | None,
+    threshold: float | None,
 ) -> tuple[Choice, ...]:
     """One answer for each text.
 
     Args:
         version: that computed them.
         scores: over all labels that it knows.
+        first: the best of all labels for each text, `scores.predictions()`.
         top: how many of the most probable labels to give.
         allowed: labels that may be answered; None for all.
         threshold: the confidence below which the version abstains; None where that is not asked, or it has none. It
@@ -78,13 +85,15 @@ def choices(
     Raises:
         Refusal: 422 the version knows one of the labels not.
     """
-    predictions = (scores if allowed is None else among(version, scores, allowed)).predictions(top)
+    if allowed is not None:
+        predictions: Sequence[Prediction] = among(version, scores, allowed).predictions(top)
+    else:
+        predictions = first if top == 1 else scores.predictions(top)
     if threshold is None:
         return tuple(Choice(prediction, None) for prediction in predictions)
-    best, first = scores.probabilities.max(axis=1), scores.names()
     return tuple(
-        Choice(prediction, not (float(confidence) >= threshold and prediction.label == name))
-        for prediction, confidence, name in zip(predictions, best, first, strict=True)
+        Choice(prediction, not (best.confidence >= threshold and prediction.label == best.label))
+        for prediction, best in zip(predictions, first, strict=True)
     )
 
 

@@ -268,7 +268,7 @@ class Service:
         note("model", answer.begun, answer.done, {"perdure.version": answer.version, "perdure.texts": len(texts)})
         wanted = self.settings.abstain if abstain is None else abstain
         threshold = await self.thresholds.of(answer.version) if wanted else None
-        chosen = choices(answer.version, answer.scores, top=top, allowed=labels, threshold=threshold)
+        chosen = choices(answer.version, answer.scores, answer.first, top=top, allowed=labels, threshold=threshold)
         predictions = [one.prediction for one in chosen]
         self.metrics.predicted(answer.version, [prediction.label for prediction in predictions])
         at = now()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 import onnxruntime
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from perdure.engine.grouping import groups
+from perdure.engine.kept import Kept
 from perdure.errors import VersionDamaged
 from perdure.model.layout import ADAPTER_GRAPH, ENCODER_GRAPH, TOKENIZER
 from perdure.model.tokens import cut_middle
@@ -57,13 +56,11 @@ class OnnxEncoder:
 
     def __init__(self, folder: Path, *, adapted: bool, max_tokens: int, pad: int, batch: int, threads: int) -> None:
         try:
-            self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        except Exception as error:
-            raise VersionDamaged(f"{folder / TOKENIZER} is no tokenizer: {error}") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._frozen = _session(folder / ENCODER_GRAPH, threads)
-        self._adapted = _session(folder / ADAPTER_GRAPH, threads) if adapted else None
+            self._tokenizer = _tokenizers.of(folder / TOKENIZER)
+            self._frozen = _sessions.of(folder / ENCODER_GRAPH, threads)
+            self._adapted = _sessions.of(folder / ADAPTER_GRAPH, threads) if adapted else None
+        except OSError as error:
+            raise VersionDamaged(f"{error.filename} cannot be read: {error.strerror or error}") from error
         self._max_tokens = max_tokens
         self._pad = pad
         self._batch = batch
@@ -71,12 +68,12 @@ class OnnxEncoder:
     @property
     def dim(self) -> int:
         """Dimensions d of one layer's states."""
-        (hidden,) = (output for output in self._frozen.get_outputs() if output.name == "hidden")
+        (hidden,) = (output for output in self._frozen.value.get_outputs() if output.name == "hidden")
         return int(hidden.shape[-1])
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
         """Vectors of n texts, at least one."""
-        encoded = self._tokenizer.encode_batch_fast([whole_characters(text) for text in texts])
+        encoded = self._tokenizer.value.encode_batch_fast([whole_characters(text) for text in texts])
         tokens = [cut_middle(one.ids, self._max_tokens) for one in encoded]
         features: Float | None = None
         adapted: Float | None = None
@@ -101,30 +98,24 @@ class OnnxEncoder:
             mask[row, : len(sequence)] = 1
         inputs: dict[str, NDArray[Any]] = {"input_ids": ids, "attention_mask": mask}
         if self._adapted is None:
-            (features,) = self._frozen.run(["features"], inputs)
+            (features,) = self._frozen.value.run(["features"], inputs)
             return Vectors(features, None)
-        features, hidden = self._frozen.run(["features", "hidden"], inputs)
-        (embedding,) = self._adapted.run(["embedding"], {"hidden": hidden, "attention_mask": mask})
+        features, hidden = self._frozen.value.run(["features", "hidden"], inputs)
+        (embedding,) = self._adapted.value.run(["embedding"], {"hidden": hidden, "attention_mask": mask})
         return Vectors(features, embedding)
 
 
-_sessions: WeakValueDictionary[tuple[bytes, int], onnxruntime.InferenceSession] = WeakValueDictionary()
-"""Sessions in use, by what is in their file: a version with the encoder of the one before is loaded at once."""
-
-
-def _session(file: Path, threads: int) -> onnxruntime.InferenceSession:
+def _tokenizer(content: bytes, file: Path) -> Tokenizer:
     try:
-        graph = file.read_bytes()
-    except OSError as error:
-        raise VersionDamaged(f"{file} cannot be read: {error.strerror or error}") from error
-    key = hashlib.sha256(graph).digest(), threads
-    found = _sessions.get(key)
-    if found is None:
-        found = _sessions[key] = _made(graph, file, threads)
-    return found
+        made: Tokenizer = Tokenizer.from_buffer(content)
+    except Exception as error:
+        raise VersionDamaged(f"{file} is no tokenizer: {error}") from error
+    made.no_truncation()
+    made.no_padding()
+    return made
 
 
-def _made(graph: bytes, file: Path, threads: int) -> onnxruntime.InferenceSession:
+def _session(content: bytes, file: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -133,7 +124,11 @@ def _made(graph: bytes, file: Path, threads: int) -> onnxruntime.InferenceSessio
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(
-            graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER
+            content, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER
         )
     except Exception as error:
         raise VersionDamaged(f"{file} is no graph that can be run: {error}") from error
+
+
+_tokenizers = Kept(_tokenizer)
+_sessions = Kept(_session)

@@ -37,10 +37,11 @@ class Scores:
         """One answer for each row, with its `top` most probable labels."""
         top = min(max(top, 1), len(self.labels))
         ranks = self.best()[:, None] if top == 1 else np.argsort(-self.probabilities, axis=1, kind="stable")[:, :top]
+        ranked = np.take_along_axis(self.probabilities, ranks, axis=1).tolist()
         answers = []
-        for row, columns in zip(self.probabilities, ranks, strict=True):
-            ranked = tuple((self.labels[column], float(row[column])) for column in columns)
-            answers.append(Prediction(label=ranked[0][0], confidence=ranked[0][1], top=ranked))
+        for columns, confidences in zip(ranks.tolist(), ranked, strict=True):
+            best = tuple(zip((self.labels[column] for column in columns), confidences, strict=True))
+            answers.append(Prediction(label=best[0][0], confidence=best[0][1], top=best))
         return tuple(answers)
 
     def best(self) -> NDArray[np.intp]:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from perdure.errors import RegistryError, VersionDamaged, VersionNotFound
+from perdure.file_identity import FileIdentity
 from perdure.registry.card import CARD, Card, FileCard, is_file_name, is_version_name
 from perdure.registry.store import Store
 
@@ -26,6 +27,9 @@ SHARED = "shared"
 SHARED_CACHE = ".shared"
 """The same in a cache; no version's name begins with a dot."""
 
+REMEMBERED = 1024
+"""Files of a cache that are remembered as whole."""
+
 LEFTOVER_SECONDS = 86_400
 """Files without a card are taken for work in progress until the youngest of them is older than this."""
 
@@ -35,6 +39,8 @@ class Versions:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._seen: set[tuple[FileIdentity, str]] = set()
+        """Files of a cache that were whole when they were last looked at, and their hashes."""
 
     def write(self, card: Card, files: Mapping[str, bytes], shared: Mapping[str, bytes]) -> Card:
         """Writes `files` and `shared`, then the card with their hashes; returns that card.
@@ -226,10 +232,22 @@ class Versions:
     def _bring(self, target: Path, cache: Path, version: str, name: str, wanted: FileCard) -> None:
         """Puts a file into the cache, unless it lies there whole."""
         if target.is_file():
-            if wanted.describes(target.read_bytes()):
+            if self._whole(target, wanted):
                 return
             log.warning("%s is damaged: reading it from the registry afresh", target)
         _replace(target, self._verified(version, name, wanted), cache)
+
+    def _whole(self, target: Path, wanted: FileCard) -> bool:
+        # The larger files are those of all versions: to hash them whenever a version is fetched would take longer than
+        # all else about it.
+        seen = FileIdentity.of(target), wanted.sha256
+        if seen not in self._seen:
+            if not wanted.describes(target.read_bytes()):
+                return False
+            if len(self._seen) >= REMEMBERED:
+                self._seen.clear()
+            self._seen.add(seen)
+        return True
 
 
 def _path(version: str, file: str) -> str:

@@ -14,7 +14,10 @@ SCORES = Scores(("a", "b", "c"), np.asarray([[0.5, 0.3, 0.2], [0.8, 0.15, 0.05]]
 
 
 def abstained(threshold, allowed=None):
-    return [one.abstained for one in choices("v1", SCORES, top=1, allowed=allowed, threshold=threshold)]
+    return [
+        one.abstained
+        for one in choices("v1", SCORES, SCORES.predictions(), top=1, allowed=allowed, threshold=threshold)
+    ]
 
 
 def test_below_the_threshold_it_abstains_and_at_it_does_not():
@@ -32,7 +35,7 @@ def test_a_restriction_makes_nothing_surer():
 
 
 def test_the_best_guess_is_given_all_the_same():
-    one, _ = choices("v1", SCORES, top=2, allowed=None, threshold=0.9)
+    one, _ = choices("v1", SCORES, SCORES.predictions(), top=2, allowed=None, threshold=0.9)
     assert (one.prediction.label, one.abstained) == ("a", True)
     assert [label for label, _ in one.prediction.top] == ["a", "b"]
 
