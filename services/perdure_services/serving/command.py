@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -113,6 +114,8 @@ def _serve(settings: Settings) -> None:
     registry = Registry(settings.registry.url)
     # The heads' products are small: threads for them would only take cores from the encoder and from requests.
     threadpool_limits(1, user_api="blas")
+    # So are batches for the tokenizer's.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     load = loader(settings, registry)
     with (
         listen(serving.host, serving.port) as listener,

@@ -15,7 +15,7 @@ from perdure.errors import ExportError
 from perdure.model.adapter import Adapter
 from perdure.model.encoder import Encoder
 
-OPSET = 20
+OPSET = 23
 
 FEATURES, HIDDEN, EMBEDDING = "features", "hidden", "embedding"
 IDS, MASK = "input_ids", "attention_mask"

