@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import signal
@@ -83,6 +84,10 @@ class Server(uvicorn.Server):
         while waited < FIRST_LOOK_SECONDS and not self._service.champions.wait_for_first_look(0):
             await asyncio.sleep(0.05)
             waited += 0.05
+        # What is here by now stays, modules above all: to look through it again and again for what could go would stop
+        # every thread for 50 ms at a time.
+        gc.collect()
+        gc.freeze()
         self._announce()
 
 

@@ -20,7 +20,7 @@ from perdure.stream import SqliteStream
 pytestmark = pytest.mark.e2e
 
 PROGRAM = """
-import sys, time
+import gc, sys, time
 from perdure.config import Settings
 from perdure.model.double import KeywordClassifier
 from perdure.registry import Registry
@@ -32,6 +32,8 @@ class Slow(KeywordClassifier):
         if "slow" in texts:
             print("computing", flush=True)
             time.sleep(1.0)
+        if "rubbish" in texts:
+            print(gc.get_freeze_count(), flush=True)
         return super().scores(texts)
 
 folder = sys.argv[1]
@@ -77,6 +79,13 @@ def recorded(folder: Path) -> list[str]:
             offset = page.next
             found.extend(getattr(entry.record(), "id", None) or entry.record().interaction for entry in page.entries)
     return found
+
+
+def test_modules_are_not_looked_through_for_rubbish(started):
+    process, url = started
+    with Client(url) as api:
+        api.predict("rubbish")
+    assert int(process.stdout.readline()) > 10_000
 
 
 def test_sigterm_lets_requests_under_way_finish_and_writes_everything(started, tmp_path):
