@@ -82,7 +82,7 @@ class CheckedRequest(Request):
         declared = self.headers.get("content-length", "")
         size = 0
         # What says that it is too long need not be read to be refused.
-        if declared.isdigit() and len(declared) <= 18 and int(declared) > most:
+        if declared.isascii() and declared.isdigit() and len(declared) <= 18 and int(declared) > most:
             raise self._too_long(most)
         async for part in self.stream():
             parts.append(part)

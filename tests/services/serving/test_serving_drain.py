@@ -133,3 +133,14 @@ def test_a_connection_may_idle_longer_than_a_proxy_keeps_it(monkeypatch, registr
     seconds, config = made
     assert config.timeout_keep_alive == KEEP_ALIVE_SECONDS > 60
     assert 0 < seconds < 0.005
+
+
+def test_on_the_way_out_every_answer_ends_its_connection(registry, publish, serving, service_of):
+    publish(registry, "v1")
+    with serving() as client:
+        before = client.get("/healthz")
+        assert "connection" not in before.headers
+        service_of(client).drain()
+        for response in (client.get("/healthz"), client.post("/v1/predict", json={"text": "order"})):
+            assert response.status_code == 200
+            assert response.headers["connection"] == "close"
