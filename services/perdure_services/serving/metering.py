@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 
 from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from perdure_services.serving.access import caller_of
 from perdure_services.serving.access_log import log_request
 from perdure_services.serving.metrics import Metrics
 from perdure_services.serving.route import method_of, route_of
+from perdure_services.serving.watched_send import WatchedSend
 
 
 class Metering:
@@ -25,14 +26,7 @@ class Metering:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 500
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        watched = WatchedSend(send)
         start = time.perf_counter()
         with self._metrics.in_flight.track_inprogress():
             try:
@@ -40,7 +34,7 @@ class Metering:
             finally:
                 seconds = time.perf_counter() - start
                 method, route = method_of(scope), route_of(scope)
-                self._metrics.requests.labels(method, route, str(status)).inc()
+                self._metrics.requests.labels(method, route, str(watched.status)).inc()
                 self._metrics.request_seconds.labels(method, route).observe(seconds)
                 if self._access_log:
-                    log_request(method, route, status, seconds, caller_of(Request(scope)))
+                    log_request(method, route, watched.status, seconds, caller_of(Request(scope)))

@@ -16,12 +16,13 @@ from contextvars import ContextVar
 from importlib.metadata import version as installed
 from typing import TYPE_CHECKING, Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from perdure.errors import SettingError
 from perdure.logs import bind, bound
 from perdure_services.serving.request_id import request_id
 from perdure_services.serving.route import OTHER, method_of, route_of
+from perdure_services.serving.watched_send import WatchedSend
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -120,14 +121,7 @@ class Traced:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 500
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        watched = WatchedSend(send)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         method = method_of(scope)
         called = method
@@ -156,7 +150,7 @@ class Traced:
             if route != OTHER:
                 span.update_name(f"{called} {route}")
                 span.set_attribute("http.route", route)
-            span.set_attribute("http.response.status_code", status)
-            if status >= 500:
+            span.set_attribute("http.response.status_code", watched.status)
+            if watched.status >= 500:
                 span.set_status(self._failed)
             span.end()
