@@ -132,9 +132,10 @@ class InferenceRoute(GuardedRoute):
             scope = request.scope
             if any(name == _NAME for name, _ in scope["headers"]):
                 # What it holds is JSON once its tensors are put inside. Browsers send other sites' requests with a
-                # header of this name only after asking, so it vouches as a content type of JSON does.
+                # header of this name only after asking, so it vouches as a content type of JSON does. In place: what
+                # is found out of a request on the way is kept in its scope, for those outside too.
                 kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
-                scope = {**scope, "headers": [*kept, (b"content-type", b"application/json")]}
+                scope["headers"] = [*kept, (b"content-type", b"application/json")]
             return await handler(InferenceRequest(scope, request.receive))
 
         return checked

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import uuid
@@ -124,6 +125,18 @@ def test_the_access_log_is_asked_for(registry, publish, serving, lines, guarded,
     assert (second["route"], second["status"]) == ("other", 404)
     assert "key" not in second
     assert (third["method"], third["status"]) == ("other", 405)
+
+
+def test_the_access_log_names_the_key_whichever_way_the_tensors_came(lines, guarded, make):
+    key = make("web", "predict")
+    tensor = struct.pack("<I", len(TEXT)) + TEXT.encode()
+    given = {"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(tensor)}}
+    front = json.dumps({"inputs": [given]}).encode()
+    headers = {"X-API-Key": key, "Inference-Header-Content-Length": str(len(front))}
+    with guarded(access_log=True) as client:
+        assert client.post("/v2/models/perdure/infer", content=front + tensor, headers=headers).status_code == 200
+    (line,) = entries(lines, "access_log")
+    assert (line["status"], line["key"]) == (200, "web")
 
 
 def quoting(texts):
