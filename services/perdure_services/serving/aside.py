@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
+from perdure_services.serving.deadline import current_deadline, too_late
 from perdure_services.serving.refusal import Refusal
 
 MAX_WAITING = 16
@@ -23,10 +25,11 @@ class Aside:
         self._under_way: set[Future[Any]] = set()
 
     async def do(self, work: Callable[[], T]) -> T:
-        """What `work` returns or raises, called in the thread. A caller that is cancelled before its turn costs none.
+        """What `work` returns or raises, called in the thread. A caller that is cancelled before its turn costs none,
+        nor does one whose deadline (`current_deadline`) comes before it.
 
         Raises:
-            Refusal: 429 too many wait already; 503 this process is stopping.
+            Refusal: 429 too many wait already; 503 this process is stopping; 504 it was not done by the deadline.
         """
         if len(self._under_way) >= MAX_WAITING:
             raise Refusal(
@@ -44,7 +47,14 @@ class Aside:
             ) from error
         self._under_way.add(done)
         done.add_done_callback(self._under_way.discard)
-        return await asyncio.wrap_future(done)
+        try:
+            async with asyncio.timeout(current_deadline() - time.monotonic()) as limit:
+                return await asyncio.wrap_future(done)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            # What is under way cannot be stopped, and keeps its place until it ends.
+            raise too_late() from error
 
     def close(self, timeout: float) -> bool:
         """Takes no more and gives up what waits; whether what was under way has ended within `timeout` seconds."""

@@ -24,11 +24,20 @@ METRICS = "/metrics"
 STATES = re.compile(r"/(\w+z|live|ready)$")
 """Paths that tell a state: they answer 503 with the same content as 200."""
 
-CONFLICTS = frozenset({"/v1/feedback", "/v1/rollback", "/v1/versions/{version}/promote"})
+CONFLICTS = frozenset(
+    {
+        "/v1/feedback",
+        "/v1/predict",
+        "/v1/rollback",
+        "/v1/versions/{version}/promote",
+        "/v2/models/{name}/infer",
+        "/v2/models/{name}/versions/{version}/infer",
+    }
+)
 """Paths that answer 409 where what is asked for does not go with the state of things."""
 
-BEYOND_VERSIONS = frozenset({"/v1/embeddings"})
-"""Paths that answer 501 where the version that serves cannot do it."""
+BEYOND_VERSIONS = frozenset({"/v1/embeddings", "/v1/predict"})
+"""Paths that answer 501 where the version that serves cannot do it, or what is installed here."""
 
 MAY_BE_ABSENT = frozenset({"name", "version"})
 """Path parameters that name something which must be there."""

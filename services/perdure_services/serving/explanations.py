@@ -28,7 +28,7 @@ class Explanations:
 
         Raises:
             Refusal: 422 too many texts, 429 too many requests wait, 501 the version that serves has no embeddings, 503
-                nothing is served.
+                nothing is served, 504 they were not there by the deadline.
         """
         self._embedder.check(texts)
         return await self._aside.do(lambda: self._embedder.embedded(texts))

@@ -33,7 +33,7 @@ def described(guarded, listening, registry, publish, make, file):
     """The description, the URL, and a session with a key that may do everything."""
     publish(registry, "v1")
     publish(registry, "v2", parent="v1")
-    key = make("all", "predict", "feedback", "admin", "metrics")
+    key = make("all", "predict", "feedback", "explain", "admin", "metrics")
     url, _ = listening(serving__keys=str(file))
     with requests.Session() as session:
         session.headers["X-API-Key"] = key
@@ -93,6 +93,31 @@ def test_every_answer_is_as_described(described):
     assert statuses.total() >= REQUESTS
     assert not [status for status in statuses if status >= 500 and status != 501]
     assert min(statuses[200], statuses[202], statuses[400], statuses[422]) > REQUESTS / 50, "all kinds were asked for"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/predict", {"text": "order", "explain": "neighbours"}, 501),
+        *(
+            (
+                f"/v2/models/{{name}}{version}/infer",
+                {
+                    "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["order"]}],
+                    "outputs": [{"name": "abstained"}],
+                },
+                409,
+            )
+            for version in ("", "/versions/{version}")
+        ),
+    ],
+)
+def test_what_goes_with_the_schema_but_not_with_the_version_is_described(described, path, body, status):
+    schema, url, session = described
+    response = session.post(url + path.format(name="perdure", version="v2"), json=body)
+    assert response.status_code == status
+    schema[path]["POST"].validate_response(response)
+    assert str(status) in schema[path]["POST"].definition.raw["responses"]
 
 
 def test_the_description_names_every_refusal(described):

@@ -41,6 +41,7 @@ class Versions:
         self.gate = threading.Event()
         self.gate.set()
         self.embedding = threading.Event()
+        self.embedded = []
         self.words = {"v1": WORDS, "v2": {**WORDS, "other": "other"}}
 
     def __call__(self, version):
@@ -49,6 +50,7 @@ class Versions:
         class Held(KeywordClassifier):
             def embeddings(self, texts):
                 versions.embedding.set()
+                versions.embedded.append(tuple(texts))
                 assert versions.gate.wait(10)
                 return super().embeddings(texts)
 
@@ -115,6 +117,7 @@ def explained(client, text, **fields):
 def refused(client, status, part, **fields):
     answer = client.post("/v1/predict", json={"text": "a refund", "explain": "neighbours", **fields})
     assert answer.status_code == status, answer.text
+    assert str(status) in client.get("/openapi.json").json()["paths"]["/v1/predict"]["post"]["responses"]
     assert part in answer.json()["error"]["what"]
     assert answer.json()["error"]["do"]
 
@@ -268,6 +271,20 @@ def test_those_that_wait_are_bounded(client, versions, monkeypatch):
         versions.gate.set()
         held.join(5)
         assert api.post("/v1/embeddings", json={"texts": ["order"]}).status_code == 200
+
+
+def test_past_its_deadline_nothing_is_waited_for_and_what_waits_is_never_computed(client, memory, versions):
+    memory()
+    soon = {"X-Request-Timeout-Ms": "60"}
+    with client() as api:
+        versions.gate.clear()
+        late = api.post("/v1/embeddings", json={"texts": ["order"]}, headers=soon)
+        assert (late.status_code, "X-Request-Timeout-Ms" in late.json()["error"]["do"]) == (504, True)
+        for path, body in (("/v1/embeddings", {"texts": ["login"]}), ("/v1/predict?explain=neighbours", {"text": "x"})):
+            assert api.post(path, json=body, headers=soon).status_code == 504
+        versions.gate.set()
+        assert api.post("/v1/embeddings", json={"texts": ["refund"]}).status_code == 200
+        assert versions.embedded == [("order",), ("refund",)]
 
 
 def test_an_explanation_needs_a_scope_of_its_own_and_spends_one_request(client, memory, make, file, stream, records):
