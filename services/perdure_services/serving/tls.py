@@ -45,6 +45,11 @@ def tls_context(settings: ServingSettings) -> ssl.SSLContext | None:
         context.load_cert_chain(settings.tls_certificate, key, asked)
     except ssl.SSLError as error:
         _refuse(settings, key, error)
+    except ValueError as error:
+        raise SettingError(
+            f"the file {settings.tls_key_password_file} holds no password of a key ({error}): name the right one in "
+            "serving.tls_key_password_file"
+        ) from error
     return context
 
 

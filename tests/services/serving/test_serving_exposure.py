@@ -201,6 +201,10 @@ def test_a_key_may_stand_in_the_file_of_its_certificate_and_behind_a_password(tm
             {"tls_certificate": "secret.crt", "tls_key": "secret.key", "tls_key_password_file": "wrong"},
             ["secret.key cannot be read with the password in wrong"],
         ),
+        (
+            {"tls_certificate": "secret.crt", "tls_key": "secret.key", "tls_key_password_file": "long"},
+            ["the file long holds no password"],
+        ),
     ],
 )
 def test_files_that_do_not_fit_are_told_in_words(tmp_path, serve, files, parts):
@@ -209,6 +213,7 @@ def test_files_that_do_not_fit_are_told_in_words(tmp_path, serve, files, parts):
     Path("broken.crt").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     Path("right").write_text("open sesame")
     Path("wrong").write_text("open wheat")
+    Path("long").write_text("open wheat" * 1000)
     with pytest.raises(SettingError) as error:
         tls_context(ServingSettings(**files))
     assert all(part in str(error.value) for part in parts), str(error.value)
