@@ -4,36 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from perdure.engine.exporter import Exporter
-from perdure.model.adapter import Adapter, AdapterShape, linear_names
+from perdure.model.adapter import Adapter
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier, shared_features
-from perdure.model.encoder import Encoder, load_encoder
+from perdure.model.encoder import Encoder
 
 LABELS = ("card", "login", "parcel", "refund")
 D = 64
-
-
-@pytest.fixture(scope="session")
-def encoder(tiny_encoder: Path) -> Encoder:
-    return load_encoder(str(tiny_encoder), max_tokens=32, adapted_layers=2)
-
-
-@pytest.fixture(scope="session")
-def adapter(encoder: Encoder) -> Adapter:
-    shape = AdapterShape(rank=2, alpha=6, layers=2, targets=linear_names(encoder.top))
-    generator = torch.Generator().manual_seed(1)
-    layers: dict[str, Any] = dict(encoder.top.named_modules())
-    weights = {}
-    for name in shape.targets:
-        weights[f"{name}.A"] = 0.3 * torch.randn(2, layers[name].in_features, generator=generator)
-        weights[f"{name}.B"] = 0.3 * torch.randn(layers[name].out_features, 2, generator=generator)
-    return Adapter(encoder, shape, weights)
 
 
 @pytest.fixture(scope="session")

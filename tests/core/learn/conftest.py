@@ -11,7 +11,7 @@ from perdure.config import Settings
 from perdure.learn.gate import Action, Decision, Gated
 from perdure.learn.material import Encodings, Material
 from perdure.memory import Row
-from perdure.model.encoder import Encoder, load_encoder
+from perdure.model.encoder import Encoder
 from perdure.records import Sample, is_held_out, sample_key
 
 WORDS = {
@@ -25,12 +25,6 @@ FILLERS = ("where is my", "please", "i want to", "can you", "the", "help", "not 
 Pairs = Sequence[tuple[str, str | None]]
 Requests = Callable[..., list[tuple[str, str]]]
 MaterialOf = Callable[..., Material]
-
-
-@pytest.fixture(scope="session")
-def encoder(tiny_encoder: Path) -> Encoder:
-    """The tiny encoder, cut below its last two layers."""
-    return load_encoder(str(tiny_encoder), max_tokens=32, adapted_layers=2)
 
 
 @pytest.fixture

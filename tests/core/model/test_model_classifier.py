@@ -38,18 +38,6 @@ def softmax(logits: NDArray[Any]) -> NDArray[Any]:
     return result
 
 
-@pytest.fixture(scope="module")
-def adapter(encoder: Encoder) -> Adapter:
-    shape = AdapterShape(rank=2, alpha=6, layers=2, targets=linear_names(encoder.top))
-    generator = torch.Generator().manual_seed(1)
-    layers: dict[str, Any] = dict(encoder.top.named_modules())
-    weights = {}
-    for name in shape.targets:
-        weights[f"{name}.A"] = 0.3 * torch.randn(2, layers[name].in_features, generator=generator)
-        weights[f"{name}.B"] = 0.3 * torch.randn(layers[name].out_features, 2, generator=generator)
-    return Adapter(encoder, shape, weights)
-
-
 @pytest.fixture
 def head(adapter: Adapter) -> AdaptedHead:
     """An adapted head that knows two of the labels, and one that the classifier does not."""
