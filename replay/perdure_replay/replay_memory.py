@@ -24,8 +24,9 @@ from perdure.memory import (
     Row,
     TurnState,
 )
-from perdure.records import Float, Sample, is_held_out, new_id, now
+from perdure.records import Float, Sample, new_id, now
 from perdure.stream.base import Offset, Page
+from perdure_replay.counts import counts
 from perdure_replay.intake import Intake
 from perdure_replay.join import Join
 from perdure_replay.priority import Priorities, key_from_seed
@@ -248,28 +249,7 @@ class ReplayMemory:
     def counts(self) -> MemoryCounts:
         """What is held now. `fresh` counts the labelled rows that the next turn would get."""
         with self._store.snapshot():
-            living = self._reservoir.living_keys()
-            labels = self._reservoir.living()
-            known = self._turns.classes()
-            enough = {label for label, count in labels.items() if label in known or count >= self._settings.class_rows}
-            waiting = self._count("waiting")
-            totals: dict[str, int] = dict(self._store.rows("SELECT name, value FROM totals"))
-            return MemoryCounts(
-                samples=len(living),
-                held_out=sum(is_held_out(key, self._settings.holdout_share) for key in living),
-                labels={label: labels.get(label, 0) for label in sorted({*enough, *known})},
-                pending={label: count for label, count in labels.items() if label not in enough},
-                tombstones=self._reservoir.size() - len(living),
-                waiting_feedback=waiting,
-                joinable=self._count("interactions WHERE erased = 0"),
-                fresh=min(self._count("interactions WHERE fresh = 1 AND label IS NOT NULL"), self._settings.fresh_rows),
-                quarantined=self._count("quarantine"),
-                memory_bytes=self._store.bytes_used() + self._statistics.bytes_used(),
-                totals=IngestCounts(**totals, waiting=waiting),
-            )
-
-    def _count(self, table: str) -> int:
-        return int(self._store.value(f"SELECT count(*) FROM {table}"))
+            return counts(self._store, self._reservoir, self._turns, self._statistics, self._settings)
 
     @property
     def quarantine_dropped(self) -> int:
