@@ -16,6 +16,7 @@ from perdure.config import ModelSettings, Settings, load_settings
 from perdure.errors import PerdureError, UsageError
 from perdure.model.base import Classifier
 from perdure.registry import Registry
+from perdure.registry.cache import prune
 from perdure.stream import open_stream
 from perdure_services.keys import redacted
 from perdure_services.serving.exposure import check_exposure, warnings
@@ -83,7 +84,7 @@ def loader(settings: Settings, registry: Registry) -> Callable[[str], Classifier
         # Imported here: what runs a model takes a second, and `--help` must not.
         from perdure.engine.load import load_version
 
-        return load_version(
+        loaded = load_version(
             registry.fetch(version, CACHE),
             version,
             batch=settings.model.batch,
@@ -92,6 +93,9 @@ def loader(settings: Settings, registry: Registry) -> Callable[[str], Classifier
             engine=settings.serving.engine,
             encoder=encoder,
         )
+        # One more copy with every swap would fill the disk.
+        prune(CACHE)
+        return loaded
 
     return load
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from perdure.config import Settings
 from perdure.memory import open_memory
 from perdure.registry import Registry
+from perdure.registry.cache import prune
 from perdure.stream import open_stream
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def opened_loop(
 
     # Whoever does not get the memory has no business with the rest.
     with open_memory(settings) as memory, open_stream(settings.stream) as stream:
+        # One more copy with every turn would fill the disk.
+        prune(version_cache(settings))
         yield Loop(
             settings,
             stream=stream,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from perdure.errors import RegistryError, VersionDamaged, VersionNotFound
 from perdure.file_identity import FileIdentity
+from perdure.registry import cache as copies
 from perdure.registry.card import CARD, Card, FileCard, is_file_name, is_version_name
 from perdure.registry.store import Store
 
@@ -23,9 +24,6 @@ FOLDER = "versions"
 
 SHARED = "shared"
 """Files that several versions have, each under its hash."""
-
-SHARED_CACHE = ".shared"
-"""The same in a cache; no version's name begins with a dot."""
 
 REMEMBERED = 1024
 """Files of a cache that are remembered as whole."""
@@ -218,11 +216,13 @@ class Versions:
 
     def _fill(self, folder: Path, card: Card) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        # Used from now on: whoever prunes this cache meanwhile leaves it alone.
+        os.utime(folder)
         _remove_strangers(folder, {*card.files, CARD})
         for name, wanted in card.files.items():
             target = folder / name
             if wanted.shared:
-                kept = folder.parent / SHARED_CACHE / wanted.sha256
+                kept = folder.parent / copies.SHARED / wanted.sha256
                 self._bring(kept, folder.parent, card.name, name, wanted)
                 _link(target, kept, folder.parent)
             else:
@@ -233,6 +233,7 @@ class Versions:
         """Puts a file into the cache, unless it lies there whole."""
         if target.is_file():
             if self._whole(target, wanted):
+                copies.touch(target)
                 return
             log.warning("%s is damaged: reading it from the registry afresh", target)
         _replace(target, self._verified(version, name, wanted), cache)
@@ -295,7 +296,7 @@ def _arriving(target: Path, incoming: Path) -> Iterator[Path]:
     if target.is_dir() and not target.is_symlink():
         shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = incoming / f".incoming-{uuid.uuid4().hex}"
+    part = incoming / f"{copies.INCOMING}{uuid.uuid4().hex}"
     try:
         yield part
         os.replace(part, target)  # noqa: PTH105

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from pathlib import Path
@@ -154,3 +155,7 @@ def test_versions_are_loaded_through_the_cache(registry, publish, monkeypatch):
     assert asked[1][1] == {"batch": 5, "encoder": "./encoder"}
     with pytest.raises(RegistryError, match="v2"):
         command.loader(Settings(), registry)("v2")
+    publish(registry, "v3", parent="v1")
+    os.utime(folder, (0, 0))
+    command.loader(Settings(), registry)("v3")
+    assert not folder.exists(), "a copy that nobody uses any more"
