@@ -123,6 +123,21 @@ def test_what_must_not_be_shown_is_taken_out_of_the_whole_line(logged, formatter
     assert "hush" not in logged(hide, lambda log: log.info("hush %s", "hush"))
 
 
+def test_what_was_left_out_on_purpose_is_not_told(logged):
+    def quiet(log):
+        try:
+            try:
+                raise KeyError(QUOTED)
+            except KeyError:
+                raise ValueError("a shape") from None
+        except ValueError:
+            log.exception("it failed")
+
+    out = logged(TextFormatter(), quiet)
+    assert "ValueError: a shape" in out
+    assert "KeyError" not in out
+
+
 def test_an_error_in_a_circle_ends(logged):
     def log(logger):
         one, other = ValueError("one"), ValueError("other")

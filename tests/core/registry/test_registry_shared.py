@@ -11,6 +11,7 @@ import pytest
 from perdure.errors import RegistryError, VersionDamaged
 from perdure.registry import Card, EncoderCard, Registry
 from perdure.registry.card import FileCard
+from perdure.registry.store import Store
 from perdure.registry.versions import LEFTOVER_SECONDS
 
 GRAPH = b"a large graph" * 1000
@@ -46,6 +47,21 @@ def test_one_file_serves_many_versions(registry: Registry, tmp_path: Path) -> No
     assert [(folder / "graph").read_bytes() for folder in folders] == [GRAPH, GRAPH]
     assert (folders[0] / "graph").samefile(folders[1] / "graph")
     assert sorted(path.name for path in folders[0].iterdir()) == ["card.json", "graph", "head"]
+
+
+def test_it_is_not_sent_again_for_a_version_that_has_it_too(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, sent = Store.put, []
+
+    def watched(store: Store, path: str, data: bytes) -> None:
+        sent.append(path)
+        put(store, path, data)
+
+    monkeypatch.setattr(Store, "put", watched)
+    for name in ("v1", "v2"):
+        registry.write(card(name), {"head": name.encode()}, {"graph": GRAPH})
+    assert sent == ["versions/v1/head", f"shared/{FileCard.of(GRAPH).sha256}", "versions/v2/head"]
 
 
 def test_writing_again_changes_nothing_and_other_content_is_refused(registry: Registry) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from perdure.model.base import Scores
 from perdure.registry import Card
 from perdure.registry.card import EncoderCard
 from perdure_services.serving.choice import choices
+from perdure_services.serving.thresholds import KEPT, Thresholds
 
 SCORES = Scores(("a", "b", "c"), np.asarray([[0.5, 0.3, 0.2], [0.8, 0.15, 0.05]], dtype=np.float32))
 
@@ -130,3 +133,18 @@ def test_a_card_is_read_once_and_one_that_cannot_be_read_is_told(promote, servin
         assert predict(client, abstain=True)["abstained"] is True
         assert predict(client, abstain=True)["abstained"] is True
         assert asked == ["v1"]
+
+
+def test_the_thresholds_that_are_remembered_are_those_asked_for_last(promote, registry, monkeypatch):
+    read, asked = registry.card, []
+    for number in range(KEPT + 1):
+        promote(f"v{number}", **{BELOW: number / 10})
+    monkeypatch.setattr(registry, "card", lambda name: asked.append(name) or read(name))
+    thresholds = Thresholds(registry)
+
+    async def run():
+        for number in (*range(KEPT), 0, KEPT, 0, 1):
+            assert await thresholds.of(f"v{number}") == number / 10
+
+    asyncio.run(run())
+    assert asked == [*(f"v{number}" for number in range(KEPT)), f"v{KEPT}", "v1"]

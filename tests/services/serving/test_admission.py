@@ -5,7 +5,7 @@ import math
 import pytest
 
 from perdure_services.serving import admission as module
-from perdure_services.serving.admission import BURST, STANDING_BATCHES, Admission
+from perdure_services.serving.admission import BURST, MOST_DRIFT, NEWEST, STANDING_BATCHES, Admission
 from perdure_services.serving.pace import Pace, measured
 from perdure_services.serving.waiting_line import WaitingLine, WaitingRequest
 
@@ -131,6 +131,47 @@ def test_what_cannot_be_answered_in_time_is_told_so_at_once():
     assert serving.ask(deadline=0.3).status_code == 429
     assert "0.3 left" in serving.ask(deadline=0.3).what
     assert serving.ask(deadline=0.6) is None
+
+
+def test_a_deadline_leaves_room_for_an_error_and_for_its_own_batch():
+    serving = Serving(max_seconds=10.0)
+    serving.ask(4)
+    serving.run()
+    for _ in range(40):
+        serving.ask()
+    # 0.4 seconds of work before it, a quarter more for an error, and 0.04 for a batch as they were.
+    assert serving.ask(deadline=0.52).status_code == 429
+    assert serving.ask(deadline=0.56) is None
+
+
+def test_one_long_pause_is_not_taken_for_the_pace():
+    serving = Serving()
+    serving.ask(4)
+    serving.run(slow=1000.0)
+    serving.ask(4)
+    assert serving.admission.wait(serving.now) == pytest.approx(0.04 * (1 + NEWEST * (MOST_DRIFT - 1)))
+
+
+def test_a_batch_that_is_run_in_parts_counts_as_so_many():
+    serving = Serving(max_seconds=0.001)
+    size = measured(["x" * 90] * 4, 640)
+    serving.admission.begun(size, 4, serving.now)
+    serving.admission.ended(size, 4, serving.now + 0.4)
+    assert serving.admission.bound(serving.now) == pytest.approx(STANDING_BATCHES * 0.1)
+
+
+def test_a_batch_that_left_nothing_behind_does_not_say_how_full_they_get():
+    serving = Serving(max_batch=4)
+    pace = serving.pace
+    for _ in range(100):
+        for texts in (1, 8, 64):
+            pace.learn(100 * texts, 0.1 + PER_TEXT * texts)
+    one = measured(["x" * 90], 640)
+    for _ in range(100):
+        serving.admission.begun(one, 1, serving.now)
+        serving.admission.ended(one, 1, serving.now + pace.seconds(one.own))
+    serving.ask(8)
+    assert serving.admission.wait(serving.now) == pytest.approx(2 * 0.1 + 8 * PER_TEXT, rel=0.02)
 
 
 def test_requests_and_their_characters_are_bounded_too(monkeypatch):

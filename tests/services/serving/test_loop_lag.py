@@ -13,8 +13,13 @@ from perdure_services.serving.refusal import Refusal
 
 
 @pytest.fixture
-def lag():
-    return LoopLag(Counter("shed", "x", registry=CollectorRegistry()))
+def registry():
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def lag(registry):
+    return LoopLag(Counter("shed", "x", registry=registry))
 
 
 def refused(lag, times):
@@ -35,11 +40,13 @@ def test_a_loop_in_time_refuses_nothing(lag):
     assert refused(lag, 1000) == 0
 
 
-def test_a_loop_that_stays_behind_refuses_more_and_more(lag):
+def test_a_loop_that_stays_behind_refuses_more_and_more(lag, registry):
     lag.under_way = FEW + 1
     for _ in range(2):
         lag.note(0.15)
-    assert refused(lag, 1000) == pytest.approx(300, abs=1)
+    first = refused(lag, 1000)
+    assert first == pytest.approx(300, abs=1)
+    assert registry.get_sample_value("shed_total") == first
     for _ in range(20):
         lag.note(0.15)
     assert refused(lag, 1000) == 1000

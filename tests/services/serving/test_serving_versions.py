@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from perdure.errors import RegistryError, StalePromotion, VersionDamaged
+from perdure_services.serving import versions as versions_module
 
 
 @pytest.fixture
@@ -123,6 +124,23 @@ def test_what_the_registry_refuses_is_said(client, registry, monkeypatch, error,
         monkeypatch.setattr(registry, method, fail)
     refused(client.post("/v1/versions/v1/promote"), status, str(error))
     refused(client.post("/v1/rollback"), status, str(error))
+
+
+def test_who_was_slower_is_told_to_look_again(client, registry, monkeypatch):
+    def fail(*args, **kwargs):
+        raise StalePromotion("somebody was faster")
+
+    monkeypatch.setattr(registry, "rollback", fail)
+    assert refused(client.post("/v1/rollback"), 409, "somebody was faster")["do"].endswith("decide again")
+
+
+def test_the_newest_versions_are_listed(client, registry, publish, monkeypatch):
+    for name in ("v2", "v3"):
+        publish(registry, name)
+    monkeypatch.setattr(versions_module, "SHOWN", 2)
+    listed = client.get("/v1/versions").json()
+    assert [one["name"] for one in listed["versions"]] == ["v2", "v3"]
+    assert [one["number"] for one in listed["promotions"]] == [2, 3]
 
 
 def test_a_damaged_champion_at_the_start_is_stood_in_for_and_the_list_says_so(registry, publish, shelf, serving):
