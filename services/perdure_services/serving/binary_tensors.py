@@ -18,7 +18,6 @@ from perdure_services.serving.access import GuardedRoute
 from perdure_services.serving.body import CheckedRequest, json_value
 from perdure_services.serving.inference import Output
 from perdure_services.serving.refusal import Refusal
-from perdure_services.serving.service import service_of
 
 HEADER = "Inference-Header-Content-Length"
 """How many bytes of a body are JSON; tensors stand behind it, in its order."""
@@ -29,18 +28,15 @@ _NAME = HEADER.lower().encode("ascii")
 _LENGTH = struct.Struct("<I")
 
 
-def decoded(raw: bytes, place: str, *, most: int) -> tuple[str, ...]:
+def decoded(raw: bytes, place: str) -> tuple[str, ...]:
     """The texts of a BYTES tensor: each stands behind its length, as four bytes, least significant first.
 
     Raises:
-        Refusal: 400 a length does not fit; 422 a text is not UTF-8, or there are more than `most`.
+        Refusal: 400 a length does not fit; 422 a text is not UTF-8.
     """
     texts: list[str] = []
     at = 0
     while at < len(raw):
-        if len(texts) == most:
-            # Not read to the end to say how many: a body of empty ones would hold up everybody else for seconds.
-            raise Refusal(422, f"{place}: more than {most} texts in one request", do=f"send at most {most}")
         end = at + _LENGTH.size
         size = _LENGTH.unpack_from(raw, at)[0] if end <= len(raw) else None
         if size is None or end + size > len(raw):
@@ -107,7 +103,7 @@ class InferenceRequest(CheckedRequest):
         """The body's JSON value, with the tensors in it.
 
         Raises:
-            Refusal: 400 when it is not UTF-8, not JSON, nested too deeply, or not as long as it says; and as `decoded`.
+            Refusal: 400 when it is not UTF-8, not JSON, nested too deeply, or not as long as it says.
         """
         said = self.headers.get(HEADER)
         raw = await self.body()
@@ -122,7 +118,7 @@ class InferenceRequest(CheckedRequest):
                 do="send the number of bytes of its JSON",
             )
         fields = json_value(raw[:length])
-        _put_inside(fields, raw[length:], service_of(self).settings.max_texts)
+        _put_inside(fields, raw[length:])
         return fields
 
 
@@ -145,7 +141,7 @@ class InferenceRoute(GuardedRoute):
         return checked
 
 
-def _put_inside(fields: Any, tensors: bytes, most: int) -> None:
+def _put_inside(fields: Any, tensors: bytes) -> None:
     at = 0
     inputs = fields.get("inputs") if isinstance(fields, dict) else None
     for place, tensor in enumerate(inputs if isinstance(inputs, list) else ()):
@@ -160,7 +156,7 @@ def _put_inside(fields: Any, tensors: bytes, most: int) -> None:
                 value=size,
                 do="send the number of bytes of the tensor behind the JSON",
             )
-        tensor["data"] = decoded(tensors[at : at + size], f"inputs.{place}.data", most=most)
+        tensor["data"] = decoded(tensors[at : at + size], f"inputs.{place}.data")
         at += size
     if at != len(tensors):
         raise Refusal(

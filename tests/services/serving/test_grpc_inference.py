@@ -202,7 +202,6 @@ def one_too_many():
         (lambda: with_parameter("top_k", int64_param=0), "parameters.top_k"),
         (both, "in its contents and in raw_input_contents"),
         (one_too_many, "1 inputs, but 2 raw_input_contents"),
-        (lambda: texts(*"abcdefghi", raw=True), "inputs.0.data: more than 8 texts in one request"),
     ],
 )
 def test_a_bad_request_is_refused_in_words(v1, stream, records, request_of, part):

@@ -92,7 +92,7 @@ class InferenceService:
     async def _infer(self, asked: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         self._admit(context)
         check_model(self._service, asked.model_name, asked.model_version)
-        request = request_of(asked, most=self._service.settings.max_texts)
+        request = request_of(asked)
         # A call that its client has given up is cancelled, and the model then not asked.
         left = context.time_remaining()
         deadline = math.inf if left is None else time.monotonic() + left
