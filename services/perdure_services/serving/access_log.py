@@ -19,3 +19,11 @@ def log_request(method: str, route: str, status: int, seconds: float, key: str |
     if key is not None:
         fields["key"] = key
     _log.info("%s %s %d in %.1f ms", method, route, status, seconds * 1000, extra={FIELDS: fields})
+
+
+def log_call(method: str, code: str, seconds: float, key: str | None) -> None:
+    """Logs that a call over gRPC ended with the status `code`; `method` is one of ours, or `other`."""
+    fields = {"rpc": method, "code": code, "seconds": round(seconds, 6)}
+    if key is not None:
+        fields["key"] = key
+    _log.info("gRPC %s %s in %.1f ms", method, code, seconds * 1000, extra={FIELDS: fields})

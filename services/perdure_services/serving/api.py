@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 
-from perdure.config import ServingSettings, Settings
+from perdure.config import Settings
 from perdure.errors import SettingError
 from perdure.model.base import Classifier
 from perdure.registry import Registry
@@ -80,7 +80,9 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
         try:
             async with AsyncExitStack() as stack:
                 if rpc is not None:
-                    app.state.grpc_port = await stack.enter_async_context(rpc(settings.serving, service, access))
+                    app.state.grpc_port = await stack.enter_async_context(
+                        rpc(settings.serving, service, access, lag, tracing)
+                    )
                 yield
         finally:
             beating.cancel()
@@ -117,7 +119,7 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     return app
 
 
-def _rpc(settings: Settings) -> Callable[[ServingSettings, Service, Access], AbstractAsyncContextManager[int]]:
+def _rpc(settings: Settings) -> Callable[..., AbstractAsyncContextManager[int]]:
     try:
         from perdure_services.serving.rpc.server import check_settings, running
     except ImportError as error:

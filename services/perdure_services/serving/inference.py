@@ -165,13 +165,12 @@ def model_metadata(service: Service) -> dict[str, Any]:
     }
 
 
-async def infer(service: Service, asked: InferRequest, *, deadline: float | None = None) -> Inferred:
+async def infer(service: Service, asked: InferRequest) -> Inferred:
     """Classifies the texts of a request, and gives the outputs that it names; where none, those that fit it.
 
     Args:
         service: what answers.
         asked: the request.
-        deadline: as in `Service.predict`.
 
     Raises:
         Refusal: 422 the shape does not hold the texts; and as `Service.predict`.
@@ -189,7 +188,6 @@ async def infer(service: Service, asked: InferRequest, *, deadline: float | None
         subject=parameters.subject,
         labels=parameters.labels,
         abstain=abstain,
-        deadline=deadline,
     )
     if named is None:
         said: tuple[OutputName, ...] = ("abstained",) if answered[0].abstained is not None else ()

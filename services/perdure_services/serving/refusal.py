@@ -144,16 +144,24 @@ async def _invalid(request: Request, error: Exception) -> RefusalResponse:
     return await _refusal(request, refusal_of(error.errors()[0]))
 
 
-async def _perdure(request: Request, error: Exception) -> RefusalResponse:
+def refusal_for(error: PerdureError) -> Refusal:
+    """What is said to an error of ours; 503 to one that another try, or an operator, may mend."""
     if isinstance(error, VersionNotFound):
-        return answer(404, str(error), do="GET /v1/versions lists what there is")
+        return Refusal(404, str(error), do="GET /v1/versions lists what there is")
     if isinstance(error, StalePromotion | VersionDamaged):
-        return answer(409, str(error), do="look at GET /v1/versions and decide again")
+        return Refusal(409, str(error), do="look at GET /v1/versions and decide again")
     if isinstance(error, UsageError):
-        return answer(422, str(error), do="correct it and send the request again; see /docs")
+        return Refusal(422, str(error), do="correct it and send the request again; see /docs")
     do = "look at the registry and try again" if isinstance(error, RegistryError) else "try again later"
-    _log.error("%s %s could not be done: %s", request.method, route_of(request.scope), redacted(str(error)))
-    return answer(503, str(error), do=do, headers={"Retry-After": "1"})
+    return Refusal(503, str(error), do=do, headers={"Retry-After": "1"})
+
+
+async def _perdure(request: Request, error: Exception) -> RefusalResponse:
+    assert isinstance(error, PerdureError)
+    refusal = refusal_for(error)
+    if refusal.status_code == 503:
+        _log.error("%s %s could not be done: %s", request.method, route_of(request.scope), redacted(str(error)))
+    return await _refusal(request, refusal)
 
 
 async def _unexpected(request: Request, error: Exception) -> RefusalResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,7 +34,7 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        id = _given(scope) or new_id()
+        id = id_of(scope["headers"])
         # Never unbound: the task ends with the request, and what the server logs after us is about it too.
         bind(request_id=id)
         header = (_NAME, id.encode("ascii"))
@@ -46,12 +47,15 @@ class RequestIds:
         await self._app(scope, receive, named)
 
 
-def _given(scope: Scope) -> str | None:
-    for name, value in scope["headers"]:
+def id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The id of a request: the one that its `headers` (lower-case names) give, if it is sane, else a new one."""
+    for name, value in headers:
         if name == _NAME:
             if SANE.fullmatch(value) is None:
-                return None
+                break
             id: str = value.decode("ascii")
             # Somebody's key in the wrong header must not come into every log.
-            return id if redacted(id) == id else None
-    return None
+            if redacted(id) == id:
+                return id
+            break
+    return new_id()

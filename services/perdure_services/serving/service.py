@@ -141,6 +141,8 @@ class Service:
         self._draining = False
         self._asked_ready = float("-inf")
         self._end: float | None = None
+        self.ending = asyncio.Event()
+        """Set once nothing new is to be taken, and what is under way has `seconds_left`."""
 
     @cached_property
     def _courier(self) -> Courier:
@@ -170,8 +172,15 @@ class Service:
         return time.monotonic() - self._asked_ready < BALANCED_SECONDS
 
     def end_within(self, seconds: float) -> None:
-        """`close` has that many seconds from now, whenever it is called."""
+        """What is under way and `close` have that many seconds from now. To be called in the event loop."""
         self._end = time.monotonic() + seconds
+        self.ending.set()
+
+    @property
+    def seconds_left(self) -> float:
+        """What is left of `drain_seconds`; all of it before the end has begun."""
+        left = self.settings.drain_seconds
+        return left if self._end is None else max(min(left, self._end - time.monotonic()), 0.0)
 
     def close(self) -> None:
         """Answers what waits, writes what was recorded and stops the threads, all within `drain_seconds`.

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import version as installed
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from perdure_services.serving.watched_send import WatchedSend
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import Tracer
+    from opentelemetry.trace import Span, Tracer
 
 SERVICE = "perdure"
 """Name of the service where OTEL_SERVICE_NAME gives none."""
@@ -61,8 +62,34 @@ class Tracing:
     """Where spans go."""
 
     def __init__(self, provider: TracerProvider) -> None:
+        from opentelemetry.propagate import extract
+        from opentelemetry.trace import SpanKind, use_span
+
         self._provider = provider
         self.tracer = provider.get_tracer("perdure.serving", installed("perdure"))
+        self._extract = extract
+        self._use = use_span
+        self._kind = SpanKind.SERVER
+
+    @contextmanager
+    def request(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str | int]) -> Iterator[Span]:
+        """A span around the answer to one request, in the trace that its `headers` (lower-case names) name.
+
+        What is logged in it names it, and `note` puts its spans within it. To be used in a task of the request's own.
+        """
+        span = self.tracer.start_span(name, self._extract(headers), kind=self._kind, attributes=attributes)
+        about = span.get_span_context()
+        bind(**{**bound(), "trace_id": f"{about.trace_id:032x}", "span_id": f"{about.span_id:016x}"})
+        _tracer.set(self.tracer)
+        try:
+            # What an exception says may quote the request.
+            with self._use(span, record_exception=False, set_status_on_exception=False):
+                yield span
+        except Exception as error:
+            span.set_attribute("error.type", type(error).__qualname__)
+            raise
+        finally:
+            span.end()
 
     def close(self) -> None:
         """Sends what waits, if that takes no more than `CLOSE_SECONDS`."""
@@ -107,14 +134,10 @@ class Traced:
     """ASGI middleware that makes a span of every request."""
 
     def __init__(self, app: ASGIApp, tracing: Tracing) -> None:
-        from opentelemetry.propagate import extract
-        from opentelemetry.trace import SpanKind, Status, StatusCode, use_span
+        from opentelemetry.trace import Status, StatusCode
 
         self._app = app
-        self._tracer = tracing.tracer
-        self._extract = extract
-        self._use = use_span
-        self._kind = SpanKind.SERVER
+        self._tracing = tracing
         self._failed = Status(StatusCode.ERROR)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,23 +157,14 @@ class Traced:
             "network.protocol.version": scope["http_version"],
             "perdure.request_id": request_id() or "",
         }
-        span = self._tracer.start_span(called, self._extract(headers), kind=self._kind, attributes=attributes)
-        about = span.get_span_context()
-        bind(**{**bound(), "trace_id": f"{about.trace_id:032x}", "span_id": f"{about.span_id:016x}"})
-        _tracer.set(self._tracer)
-        try:
-            # What an exception says may quote the request.
-            with self._use(span, record_exception=False, set_status_on_exception=False):
+        with self._tracing.request(called, headers, attributes) as span:
+            try:
                 await self._app(scope, receive, watched)
-        except Exception as error:
-            span.set_attribute("error.type", type(error).__qualname__)
-            raise
-        finally:
-            route = route_of(scope)
-            if route != OTHER:
-                span.update_name(f"{called} {route}")
-                span.set_attribute("http.route", route)
-            span.set_attribute("http.response.status_code", watched.status)
-            if watched.status >= 500:
-                span.set_status(self._failed)
-            span.end()
+            finally:
+                route = route_of(scope)
+                if route != OTHER:
+                    span.update_name(f"{called} {route}")
+                    span.set_attribute("http.route", route)
+                span.set_attribute("http.response.status_code", watched.status)
+                if watched.status >= 500:
+                    span.set_status(self._failed)

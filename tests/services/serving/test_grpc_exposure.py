@@ -28,6 +28,7 @@ from perdure_services.serving import create_app
 from perdure_services.serving.metrics import Metrics
 from perdure_services.serving.rpc import open_inference_pb2 as pb
 from perdure_services.serving.rpc.server import running
+from perdure_services.serving.service import Service
 
 
 @pytest.fixture(autouse=True)
@@ -142,13 +143,51 @@ def test_two_servers_do_not_share_a_port(serving, registry, stream, shelf):
 
 def test_two_that_start_at_once_do_not_share_it_either():
     async def start():
-        service, again = (SimpleNamespace(metrics=Metrics()) for _ in range(2))
-        async with running(ServingSettings(grpc_port=0), service, None) as port:
+        service, again = (SimpleNamespace(metrics=Metrics(), ending=asyncio.Event()) for _ in range(2))
+        async with running(ServingSettings(grpc_port=0), service, None, None, None) as port:
             with pytest.raises(OSError, match=r"choose another serving\.grpc_port"):
-                async with running(ServingSettings(grpc_port=port), again, None):
+                async with running(ServingSettings(grpc_port=port), again, None, None, None):
                     pass
 
     asyncio.run(start())
+
+
+def test_it_ends_while_http_does_and_not_after_it(registry, stream, shelf):
+    """New calls are refused, and those under way answered, before the context is over."""
+
+    async def main():
+        service = Service(ServingSettings(drain_seconds=5), registry=registry, stream=stream, load=shelf)
+        assert service.seconds_left == 5
+        released = asyncio.Event()
+
+        async def held():
+            await released.wait()
+            return type("Readiness", (), {"ready": True})()
+
+        service.ready = held
+        settings = ServingSettings(grpc_port=0)
+        async with running(settings, service, None, None, None) as port, connected(port) as calls:
+            under_way = asyncio.ensure_future(ready(calls))
+            in_flight = service.metrics.registry.get_sample_value
+            while in_flight("perdure_grpc_requests_in_flight") != 1:
+                await asyncio.sleep(0.005)
+            service.end_within(3)
+            assert 2.5 < service.seconds_left <= 3
+            await asyncio.sleep(0.1)
+            async with connected(port) as late:
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await ready(late)
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            released.set()
+            assert pb.ServerReadyResponse.FromString(await under_way).ready
+
+    def connected(port):
+        return grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+
+    async def ready(calls):
+        return await calls.unary_unary("/inference.GRPCInferenceService/ServerReady")(b"", timeout=5)
+
+    asyncio.run(main())
 
 
 def test_where_grpc_is_not_installed_it_says_what_to_install(monkeypatch, registry, stream, shelf):

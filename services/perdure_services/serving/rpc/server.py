@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator
@@ -14,9 +15,11 @@ from perdure.config import ServingSettings
 from perdure.errors import SettingError
 from perdure_services.serving.access import Access
 from perdure_services.serving.exposure import check_exposure
+from perdure_services.serving.loop_lag import LoopLag
 from perdure_services.serving.rpc.inference_service import InferenceService
 from perdure_services.serving.service import Service
 from perdure_services.serving.tls import tls_context
+from perdure_services.serving.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -42,10 +45,13 @@ def check_settings(settings: ServingSettings) -> None:
 
 
 @asynccontextmanager
-async def running(settings: ServingSettings, service: Service, access: Access) -> AsyncIterator[int]:
-    """A server that answers until the context ends; gives its port.
+async def running(
+    settings: ServingSettings, service: Service, access: Access, lag: LoopLag, tracing: Tracing | None
+) -> AsyncIterator[int]:
+    """A server that answers until the context ends; gives its port. What it asks of its callers is what HTTP does.
 
-    At the end no call is taken any more, and those under way have `drain_seconds` to end.
+    From the end of `service` on, or of the context, no call is taken any more, and those under way have what is left of
+    `drain_seconds`: over HTTP the same happens at the same time.
 
     Raises:
         OSError: the port was taken meanwhile.
@@ -56,7 +62,7 @@ async def running(settings: ServingSettings, service: Service, access: Access) -
         ("grpc.max_receive_message_length", settings.max_body_bytes),
     ]
     server = grpc.aio.server(options=options)
-    server.add_generic_rpc_handlers((InferenceService(service, access, service.metrics.registry).handler(),))
+    server.add_generic_rpc_handlers((InferenceService(service).handler(access, lag, tracing),))
     credentials = _credentials(settings)
     try:
         address = _address(settings)
@@ -65,10 +71,20 @@ async def running(settings: ServingSettings, service: Service, access: Access) -
         raise _taken(settings, str(error)) from error
     await server.start()
     _log.info("gRPC at %s:%d%s", settings.host or "*", port, " with TLS" if credentials else "")
+    ending = asyncio.create_task(_end_with(service, server))
     try:
         yield port
     finally:
-        await server.stop(settings.drain_seconds)
+        if not service.ending.is_set():
+            ending.cancel()
+            await server.stop(settings.drain_seconds)
+        else:
+            await ending
+
+
+async def _end_with(service: Service, server: grpc.aio.Server) -> None:
+    await service.ending.wait()
+    await server.stop(service.seconds_left)
 
 
 def _address(settings: ServingSettings) -> str:
