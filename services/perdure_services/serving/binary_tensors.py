@@ -17,7 +17,9 @@ from starlette.responses import Response
 from perdure_services.serving.access import GuardedRoute
 from perdure_services.serving.body import CheckedRequest, json_value
 from perdure_services.serving.inference import Output
+from perdure_services.serving.limits import too_many
 from perdure_services.serving.refusal import Refusal
+from perdure_services.serving.service import service_of
 
 HEADER = "Inference-Header-Content-Length"
 """How many bytes of a body are JSON; tensors stand behind it, in its order."""
@@ -28,15 +30,18 @@ _NAME = HEADER.lower().encode("ascii")
 _LENGTH = struct.Struct("<I")
 
 
-def decoded(raw: bytes, place: str) -> tuple[str, ...]:
+def decoded(raw: bytes, place: str, most: int) -> tuple[str, ...]:
     """The texts of a BYTES tensor: each stands behind its length, as four bytes, least significant first.
 
     Raises:
-        Refusal: 400 a length does not fit; 422 a text is not UTF-8.
+        Refusal: 400 a length does not fit; 422 a text is not UTF-8, or there are more than `most`.
     """
     texts: list[str] = []
     at = 0
     while at < len(raw):
+        # There may be millions: the loop must not turn for all of them.
+        if len(texts) == most:
+            raise too_many(most, most + 1)
         end = at + _LENGTH.size
         size = _LENGTH.unpack_from(raw, at)[0] if end <= len(raw) else None
         if size is None or end + size > len(raw):
@@ -118,7 +123,7 @@ class InferenceRequest(CheckedRequest):
                 do="send the number of bytes of its JSON",
             )
         fields = json_value(raw[:length])
-        _put_inside(fields, raw[length:])
+        _put_inside(fields, raw[length:], service_of(self).settings.max_texts)
         return fields
 
 
@@ -141,7 +146,7 @@ class InferenceRoute(GuardedRoute):
         return checked
 
 
-def _put_inside(fields: Any, tensors: bytes) -> None:
+def _put_inside(fields: Any, tensors: bytes, most: int) -> None:
     at = 0
     inputs = fields.get("inputs") if isinstance(fields, dict) else None
     for place, tensor in enumerate(inputs if isinstance(inputs, list) else ()):
@@ -156,7 +161,7 @@ def _put_inside(fields: Any, tensors: bytes) -> None:
                 value=size,
                 do="send the number of bytes of the tensor behind the JSON",
             )
-        tensor["data"] = decoded(tensors[at : at + size], f"inputs.{place}.data")
+        tensor["data"] = decoded(tensors[at : at + size], f"inputs.{place}.data", most)
         at += size
     if at != len(tensors):
         raise Refusal(

@@ -126,7 +126,7 @@ class InferRequest(BaseModel):
     id: Id | None = None
     parameters: InferParameters = InferParameters()
     inputs: Annotated[tuple[InputTensor, ...], Field(min_length=1, max_length=1)]
-    outputs: tuple[RequestedOutput, ...] | None = None
+    outputs: Annotated[tuple[RequestedOutput, ...], Field(max_length=len(OUTPUTS))] | None = None
 
 
 def check_model(service: Service, name: str, version: str = "") -> None:
@@ -139,13 +139,7 @@ def check_model(service: Service, name: str, version: str = "") -> None:
         raise Refusal(404, f"there is no model {name!r}", value=name, do=f"use the model {MODEL!r}")
     current = service.champions.current
     if version and (current is None or current.version != version):
-        served = f"version {current.version!r}" if current else "no version"
-        raise Refusal(
-            404,
-            f"version {version!r} is not served here, but {served}",
-            value=version,
-            do="name no version: the champion answers, and says which it is",
-        )
+        raise _not_served(version, f"version {current.version!r}" if current else "no version")
 
 
 def server_metadata(extensions: Sequence[str]) -> dict[str, Any]:
@@ -165,34 +159,67 @@ def model_metadata(service: Service) -> dict[str, Any]:
     }
 
 
-async def infer(service: Service, asked: InferRequest) -> Inferred:
+async def infer(service: Service, asked: InferRequest, version: str = "") -> Inferred:
     """Classifies the texts of a request, and gives the outputs that it names; where none, those that fit it.
 
     Args:
         service: what answers.
         asked: the request.
+        version: the one that must answer; any where it is empty.
 
     Raises:
-        Refusal: 422 the shape does not hold the texts; and as `Service.predict`.
+        Refusal: 422 the shape does not hold the texts; 404 another version has come to serve meanwhile; 409 whether
+            the version abstains is wanted, but it cannot; and as `Service.predict`.
     """
     texts = asked.inputs[0].texts()
     _check_shape(asked.inputs[0].shape, len(texts))
     parameters = asked.parameters
-    named = None if asked.outputs is None else tuple(output.name for output in asked.outputs)
+    # A message of gRPC cannot tell none from those that are not said.
+    named = tuple(output.name for output in asked.outputs or ())
     abstain = parameters.abstain
-    if abstain is None and named is not None and "abstained" in named:
+    if "abstained" in named:
+        # Before anything is recorded: a request is answered as a whole, or not at all.
+        await _check_abstention(service, abstain)
         abstain = True
     answered = await service.predict(
-        texts,
-        top=parameters.top_k or 1,
-        subject=parameters.subject,
-        labels=parameters.labels,
-        abstain=abstain,
+        texts, top=parameters.top_k or 1, subject=parameters.subject, labels=parameters.labels, abstain=abstain
     )
-    if named is None:
+    if version and answered[0].version != version:
+        raise _not_served(version, f"version {answered[0].version!r}")
+    if not named:
         said: tuple[OutputName, ...] = ("abstained",) if answered[0].abstained is not None else ()
         named = ALWAYS + said + (RANKED if parameters.top_k is not None else ())
     return Inferred(answered[0].version, tuple(_output(name, answered) for name in named))
+
+
+async def _check_abstention(service: Service, abstain: bool | None) -> None:
+    if abstain is False:
+        raise Refusal(
+            422,
+            "parameters.abstain is false, but outputs name 'abstained'",
+            value=False,
+            do="leave out one of both",
+        )
+    current = service.champions.current
+    if current is not None and await service.thresholds.of(current.version) is None:
+        raise _no_threshold(current.version)
+
+
+def _no_threshold(version: str) -> Refusal:
+    return Refusal(
+        409,
+        f"version {version} cannot abstain: it was judged on too few rows for a threshold",
+        do="leave the output 'abstained' out",
+    )
+
+
+def _not_served(version: str, served: str) -> Refusal:
+    return Refusal(
+        404,
+        f"version {version!r} is not served here, but {served}",
+        value=version,
+        do="name no version: the champion answers, and says which it is",
+    )
 
 
 def _output(name: OutputName, answered: Sequence[Answered]) -> Output:
@@ -205,12 +232,8 @@ def _output(name: OutputName, answered: Sequence[Answered]) -> Output:
         return Output(name, (rows,), tuple(one.id for one in answered))
     if name == "abstained":
         if any(one.abstained is None for one in answered):
-            raise Refusal(
-                409,
-                f"version {answered[0].version} cannot abstain: it was judged on too few rows for a threshold, or the "
-                "request says abstain: false",
-                do="leave the output 'abstained' out",
-            )
+            # Another version has come to serve meanwhile.
+            raise _no_threshold(answered[0].version)
         return Output(name, (rows,), tuple(bool(one.abstained) for one in answered))
     shape = (rows, len(answered[0].prediction.top))
     if name == "top_label":

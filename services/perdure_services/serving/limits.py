@@ -15,8 +15,7 @@ def check_texts(texts: Sequence[str], settings: ServingSettings) -> None:
         Refusal: 413 a text is too long, 422 too many texts.
     """
     if len(texts) > settings.max_texts:
-        do = f"send at most {settings.max_texts}"
-        raise Refusal(422, f"{len(texts)} texts in one request", value=len(texts), do=do)
+        raise too_many(settings.max_texts, len(texts))
     most = settings.max_text_bytes
     for place, text in enumerate(texts):
         # A character has one to four bytes: few texts need to be encoded to know.
@@ -27,3 +26,8 @@ def check_texts(texts: Sequence[str], settings: ServingSettings) -> None:
                 value=text,
                 do="send the part that matters",
             )
+
+
+def too_many(most: int, texts: int) -> Refusal:
+    """The answer to a request with so many texts, or more."""
+    return Refusal(422, f"{texts} texts in one request", value=texts, do=f"send at most {most}")

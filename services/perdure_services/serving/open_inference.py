@@ -101,7 +101,7 @@ async def model_infer(asked: InferRequest, service: Parts, name: str, version: s
     """Classify texts. `parameters` may hold `labels` (a string: a JSON array), `top_k`, `abstain` and
     `subject`."""
     check_model(service, name, version)
-    inferred = await infer(service, asked)
+    inferred = await infer(service, asked, version)
     behind = asked.parameters.binary_data_output
     binary = [behind] * len(inferred.outputs)
     if asked.outputs is not None:

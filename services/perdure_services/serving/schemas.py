@@ -92,7 +92,7 @@ class StrictRequest(BaseModel):
         if isinstance(fields, dict):
             for name in fields:
                 if name not in cls.model_fields:
-                    near = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.0)[0]
+                    near = difflib.get_close_matches(name[:MAX_NAME_CHARS], cls.model_fields, n=1, cutoff=0.0)[0]
                     raise PydanticCustomError(
                         "unknown_field",
                         "unknown field {name}: did you mean '{near}'?",

@@ -191,6 +191,7 @@ def one_too_many():
         (lambda: texts(b"\xff", raw=True), "inputs.0.data.0: the text is not UTF-8"),
         (lambda: texts("a" * 1_000_001), "1000000 bytes"),
         (lambda: texts(*["a"] * 9), "9 texts"),
+        (lambda: texts(*["a"] * 100, raw=True), "9 texts in one request: send at most 8"),
         (lambda: changed(texts("a"), shape=[2]), "holds 2 texts, but data holds 1"),
         (lambda: changed(texts("a"), shape=[-1]), "inputs.0.shape"),
         (lambda: changed(texts("a"), name="image"), "inputs.0.name"),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import pytest
 
@@ -98,6 +100,11 @@ def test_data_may_be_nested(client, shape, data):
         ({"inputs": [tensor()], "parameters": {"labels": '["ordr@v1"]'}}, "labels.0: version v1 knows no label"),
         ({"inputs": [tensor()], "parameters": {"top_k": "2"}}, "parameters.top_k"),
         ({"inputs": [tensor()], "outputs": [{"name": "scores"}]}, "outputs.0.name"),
+        ({"inputs": [tensor()], "outputs": [{"name": "label"}] * 7}, "outputs: "),
+        (
+            {"inputs": [tensor()], "parameters": {"abstain": False}, "outputs": [{"name": "abstained"}]},
+            "parameters.abstain is false",
+        ),
     ],
 )
 def test_a_bad_request_is_refused_in_words(client, stream, records, body, part):
@@ -142,6 +149,51 @@ def test_parameters_say_which_labels_may_be_answered_and_how_many(client, stream
     assert outputs["top_label"]["data"] == ["order@v1", "login@v1"] * 2
     assert outputs["top_confidence"]["data"] == pytest.approx([0.5, 0.5, 0.9 / 0.95, 0.05 / 0.95])
     assert {record.subject for record in records(stream)} == {"ann"}
+
+
+def test_no_outputs_named_are_those_that_fit(client):
+    answer = infer(client, {"inputs": [tensor()], "outputs": []}).json()
+    assert [output["name"] for output in answer["outputs"]] == ["label", "confidence", "id"]
+
+
+def test_nothing_is_recorded_where_the_version_cannot_say_whether_it_abstains(client, stream, records):
+    refused = infer(client, {"inputs": [tensor()], "outputs": [{"name": "abstained"}]})
+    assert refused.status_code == 409
+    assert "version v1 cannot abstain" in refused.json()["detail"]
+    assert records(stream) == []
+
+
+def test_a_named_version_that_is_replaced_meanwhile_does_not_let_another_answer(
+    client, registry, publish, shelf, service_of, until
+):
+    (model,), service = shelf.made["v1"], service_of(client)
+    model.gate.clear()
+    held = service.batcher.submit(["held"])
+    until(lambda: ("held",) in model.calls)
+    refused = []
+    asking = threading.Thread(
+        target=lambda: refused.append(
+            client.post("/v2/models/perdure/versions/v1/infer", json={"inputs": [tensor()]}),
+        )
+    )
+    asking.start()
+    until(lambda: len(service.batcher._line))
+    publish(registry, "v2", parent="v1")
+    until(lambda: service.champions.current.version == "v2")
+    model.gate.set()
+    asking.join(5)
+    assert held.result(5).version == "v1"
+    assert refused[0].status_code == 404
+    assert "'v1' is not served here, but version 'v2'" in refused[0].json()["error"]
+
+
+def test_a_name_of_a_megabyte_is_refused_as_fast_as_a_short_one(client):
+    began = time.perf_counter()
+    refused = infer(client, {"inputs": [tensor()], "parameters": {"labels top" * 400_000: 1}})
+    assert refused.status_code == 422
+    assert "did you mean" in refused.json()["error"]
+    # Looking for the nearest name among all its characters took about a second.
+    assert time.perf_counter() - began < 0.5
 
 
 def test_a_ranking_may_be_asked_for_as_an_output_alone(client):

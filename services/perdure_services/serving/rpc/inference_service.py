@@ -61,6 +61,6 @@ class InferenceService:
 
     async def _infer(self, asked: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         check_model(self._service, asked.model_name, asked.model_version)
-        request = request_of(asked)
-        inferred = await infer(self._service, request)
+        request = request_of(asked, self._service.settings.max_texts)
+        inferred = await infer(self._service, request, asked.model_version)
         return response_of(inferred, request, raw=bool(asked.raw_input_contents))

@@ -9,12 +9,13 @@ from pydantic import ValidationError
 
 from perdure_services.serving import binary_tensors
 from perdure_services.serving.inference import MODEL, Inferred, InferRequest, Output
+from perdure_services.serving.limits import too_many
 from perdure_services.serving.refusal import Refusal, refusal_of
 from perdure_services.serving.rpc import open_inference_pb2 as pb
 
 
-def request_of(message: pb.ModelInferRequest) -> InferRequest:
-    """The request in `message`, checked as one that comes over REST.
+def request_of(message: pb.ModelInferRequest, most: int) -> InferRequest:
+    """The request in `message`, of at most `most` texts, checked as one that comes over REST.
 
     Raises:
         Refusal: 400 or 422, saying what cannot be used.
@@ -35,7 +36,7 @@ def request_of(message: pb.ModelInferRequest) -> InferRequest:
                 "name": tensor.name,
                 "datatype": tensor.datatype,
                 "shape": list(tensor.shape),
-                "data": _texts(tensor, raw[place] if raw else None, f"inputs.{place}"),
+                "data": _texts(tensor, raw[place] if raw else None, f"inputs.{place}", most),
             }
             for place, tensor in enumerate(message.inputs)
         ],
@@ -62,9 +63,11 @@ def response_of(inferred: Inferred, asked: InferRequest, *, raw: bool) -> pb.Mod
     return message
 
 
-def _texts(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, place: str) -> tuple[str, ...]:
+def _texts(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, place: str, most: int) -> tuple[str, ...]:
     contents = tensor.contents.bytes_contents
     if raw is None:
+        if len(contents) > most:
+            raise too_many(most, len(contents))
         return tuple(binary_tensors.utf8(text, f"{place}.data.{row}") for row, text in enumerate(contents))
     if contents:
         raise Refusal(
@@ -74,7 +77,7 @@ def _texts(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, pla
             do="send it in one of both",
         )
     # Of another type they would be refused as texts that are none: the type is what is wrong.
-    return binary_tensors.decoded(raw, f"{place}.data") if tensor.datatype == "BYTES" else ()
+    return binary_tensors.decoded(raw, f"{place}.data", most) if tensor.datatype == "BYTES" else ()
 
 
 def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
