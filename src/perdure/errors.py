@@ -143,6 +143,7 @@ class ApiRefused(ApiError):
         value: what was refused, as far as the API says; None where it does not.
         do: what to do about it.
         retry_after: seconds after which the API wants to be asked again; None where it does not say.
+        request_id: by which the API's log tells of it; None where no API answered.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class ApiRefused(ApiError):
         value: object = None,
         do: str = "",
         retry_after: float | None = None,
+        request_id: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -163,6 +165,7 @@ class ApiRefused(ApiError):
         self.value = value
         self.do = do
         self.retry_after = retry_after
+        self.request_id = request_id
 
 
 class ApiKeyRefused(ApiRefused):

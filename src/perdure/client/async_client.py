@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -142,9 +143,12 @@ class AsyncClient(Endpoint):
 
     async def _exchange(self, operation: Operation[T], seconds: float) -> Reply | Fault:
         trace = Trace()
+        end = time.monotonic() + seconds
         try:
             async with asyncio.timeout(seconds), self._connection(fresh=not operation.repeatable) as connection:
-                return reply_of(await connection.request(**self._request(operation, seconds, trace.note_async)))
+                # Waiting for the connection has taken some of it.
+                left = max(end - time.monotonic(), 0.0)
+                return reply_of(await connection.request(**self._request(operation, left, trace.note_async)))
         except (*FAULTS, TimeoutError) as error:
             return trace.fault(error)
 
@@ -152,12 +156,13 @@ class AsyncClient(Endpoint):
     async def _connection(self, *, fresh: bool) -> AsyncIterator[httpcore.AsyncHTTPConnection]:
         async with self._slots:
             kept, old = (None, []) if fresh else self._idle.take()
-            for connection in old:
-                await connection.aclose()
             connection = kept or httpcore.AsyncHTTPConnection(
                 self._origin, ssl_context=self._tls, network_backend=self._backend
             )
             try:
+                # Inside: the task may be cancelled meanwhile.
+                for expired in old:
+                    await expired.aclose()
                 yield connection
             finally:
                 if not self._idle.put(connection):

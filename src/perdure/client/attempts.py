@@ -6,8 +6,8 @@ A generator asks for one try or one pause after the other; `Client` and `AsyncCl
 from __future__ import annotations
 
 import logging
-import math
 import random
+import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 """Seconds; the longest possible pause doubles from the first to this."""
 
-LATER = frozenset({429, 502, 503, 504})
+LATER = frozenset({408, 429, 502, 503, 504})
 """Statuses that another try may change. After 429 nothing was done; after the others it may have been."""
 
 TOO_MANY = 429
@@ -47,8 +47,11 @@ class Patience:
     def __post_init__(self) -> None:
         for name in ("timeout", "deadline"):
             seconds = getattr(self, name)
-            if not 0 < seconds < math.inf:
-                raise UsageError(f"{name} must be a number of seconds above 0, got {seconds!r}")
+            # More than this, some 300 years, no lock and no socket takes.
+            if not 0 < seconds <= threading.TIMEOUT_MAX:
+                raise UsageError(
+                    f"{name} must be a number of seconds above 0, at most {threading.TIMEOUT_MAX:.0f}, got {seconds!r}"
+                )
         if self.tries < 1:
             raise UsageError(f"tries must be at least 1, got {self.tries!r}")
 

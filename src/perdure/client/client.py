@@ -193,7 +193,9 @@ class Client(Endpoint):
         trace = Trace()
         try:
             with self._deadline.of(seconds), self._connection(seconds, fresh=not operation.repeatable) as connection:
-                return reply_of(connection.request(**self._request(operation, seconds, trace.note)))
+                # Waiting for the connection has taken some of it.
+                left = self._deadline.left(seconds, httpcore.PoolTimeout)
+                return reply_of(connection.request(**self._request(operation, left, trace.note)))
         except FAULTS as error:
             return trace.fault(error)
 

@@ -22,6 +22,12 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 KEY_VARIABLE = "PERDURE_API_KEY"
 
+TIMEOUT = "X-Request-Timeout-Ms"
+"""Header with the milliseconds that a try may still take: what cannot be done in them, the API need not begin."""
+
+MOST_MILLISECONDS = 10**12 - 1
+"""The API reads twelve digits."""
+
 CONNECT_SECONDS = 3.0
 
 T = TypeVar("T")
@@ -90,8 +96,10 @@ class Endpoint(ABC):
         return attempts(operation, self._patience, self.url)
 
     def _request(self, operation: Operation[Any], seconds: float, trace: object) -> dict[str, Any]:
-        """The arguments of a connection's `request`."""
-        headers = self._headers if operation.body is None else {**self._headers, "Content-Type": "application/json"}
+        """The arguments of a connection's `request`, which has so many seconds left."""
+        headers = {**self._headers, TIMEOUT: str(min(max(int(seconds * 1000), 1), MOST_MILLISECONDS))}
+        if operation.body is not None:
+            headers["Content-Type"] = "application/json"
         limits = {"connect": min(CONNECT_SECONDS, seconds), "read": seconds, "write": seconds}
         return {
             "method": operation.method,

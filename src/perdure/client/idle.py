@@ -11,8 +11,9 @@ import threading
 import time
 from typing import Generic, Protocol, TypeVar
 
-IDLE_SECONDS = 2.0
-"""A connection that has idled longer is not used again: the API closes idle ones after five."""
+IDLE_SECONDS = 30.0
+"""A connection that has idled longer is not used again: the API closes idle ones after 75 seconds, proxies mostly after
+60, and between the two somebody may have forgotten it sooner."""
 
 
 class Connection(Protocol):

@@ -23,11 +23,15 @@ from perdure.errors import (
 MAX_DETAIL_CHARS = 500
 """An explanation is shown up to this length."""
 
+REQUEST_ID = "x-request-id"
+"""Header of every answer."""
+
 _KINDS: dict[int, tuple[type[ApiRefused], str]] = {
     400: (ApiRequestInvalid, "correct the request"),
     401: (ApiKeyRefused, "give an API key that this API knows, as api_key or in PERDURE_API_KEY"),
     403: (ApiKeyRefused, "give an API key that may do this"),
     404: (ApiNotFound, "see versions() for what there is, and that the URL is the API's"),
+    408: (ApiBusy, "send less in one request, or give it more time with timeout"),
     409: (ApiConflict, "look at versions() and decide again"),
     413: (ApiRequestInvalid, "send less in one request"),
     415: (ApiRequestInvalid, "correct the request"),
@@ -56,14 +60,17 @@ def refusal(operation: Operation[Any], reply: Reply, url: str) -> ApiRefused:
     if not operation.repeatable and reply.status >= 500:
         do += ". It may have been done all the same: look at versions() before it is asked again"
     shown = "" if value is None else f" (value: {value!r})"
+    id = reply.headers.get(REQUEST_ID)
+    named = "" if id is None else f" (request {id})"
     return kind(
-        f"the API at {url} refused {operation.name} with {reply.status} {title}: {detail}{shown}. Do: {do}",
+        f"the API at {url} refused {operation.name} with {reply.status} {title}: {detail}{shown}{named}. Do: {do}",
         status=reply.status,
         title=title,
         detail=detail,
         value=value,
         do=do,
         retry_after=seconds_of(reply.headers),
+        request_id=id,
     )
 
 

@@ -136,10 +136,11 @@ def test_not_even_a_stale_connection_excuses_a_second_promotion(ask):
 @pytest.mark.parametrize(
     ("values", "part"),
     [
-        ((0, 1, 1), "timeout must be a number of seconds above 0, got 0"),
+        ((0, 1, 1), "timeout must be a number of seconds above 0, at most 9223372036, got 0"),
         ((1, -1, 1), "deadline must be"),
         ((1, float("nan"), 1), "got nan"),
         ((float("inf"), 1, 1), "got inf"),
+        ((1e12, 1, 1), "got 1000000000000.0"),
         ((1, 1, 0), "tries must be at least 1, got 0"),
     ],
 )

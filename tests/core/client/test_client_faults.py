@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -10,7 +11,7 @@ from email.utils import formatdate
 
 import pytest
 
-from perdure.client import Client, Said
+from perdure.client import AsyncClient, Client, Said
 from perdure.errors import (
     ApiAnswerUnreadable,
     ApiBusy,
@@ -54,7 +55,7 @@ def test_feedback_forget_and_versions_are_repeated(api, acts, client):
     assert len(api.asked) == 8
 
 
-@pytest.mark.parametrize("status", [429, 502, 503, 504])
+@pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
 def test_not_now_is_asked_again(api, acts, client, status):
     api.script = [acts.answer(b"later", status), acts.good]
     assert client.predict("order").label == "order"
@@ -284,6 +285,46 @@ def test_no_connection_that_comes_free_is_told(api, acts):
                 hasty.predict("order")
         assert isinstance(first.exception(), ApiTimeout)
     assert len(api.asked) == 1
+
+
+def milliseconds(asked):
+    return int(asked.headers["x-request-timeout-ms"])
+
+
+def test_the_api_is_told_how_long_each_try_may_take(api, acts, client_of):
+    api.script = [acts.hang, acts.good]
+    client_of(timeout=0.5, deadline=0.8).predict("order")
+    first, second = map(milliseconds, api.asked)
+    assert 400 < first <= 500
+    # Of the whole call no more is left.
+    assert 1 <= second <= 300
+
+
+def test_a_time_beyond_all_is_told_in_twelve_digits(api, acts, client_of):
+    api.script = [acts.good]
+    client_of(timeout=5e9, deadline=5e9).predict("order")
+    assert milliseconds(api.asked[0]) == 999_999_999_999
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_the_time_that_waiting_for_a_connection_took_is_not_told(api, acts, kind):
+    def slow(connection, server):
+        time.sleep(0.3)
+        return acts.good(connection, server)
+
+    async def both():
+        async with AsyncClient(api.url, timeout=2.0, connections=1) as client:
+            await asyncio.gather(client.predict("order"), client.predict("order"))
+
+    api.script = [slow]
+    if kind is AsyncClient:
+        asyncio.run(both())
+    else:
+        with Client(api.url, timeout=2.0, connections=1) as client, ThreadPoolExecutor(2) as pool:
+            list(pool.map(client.predict, ["order", "order"]))
+    first, second = map(milliseconds, api.asked)
+    assert 1800 < first <= 2000
+    assert 1000 < second <= 1750
 
 
 # ── answers that are none ──

@@ -191,6 +191,7 @@ def test_the_environment_leads_nothing_astray(api, acts, client_of, monkeypatch,
         (403, ApiKeyRefused),
         (404, ApiNotFound),
         (409, ApiConflict),
+        (408, ApiBusy),
         (413, ApiRequestInvalid),
         (422, ApiRequestInvalid),
         (429, ApiBusy),
@@ -236,6 +237,16 @@ def test_a_refusal_says_what_the_api_said(api, acts, client, fields, title, deta
     assert f"refused predict with 413 {title}: {detail}" in str(said)
     assert str(said).endswith(f"Do: {do}")
     assert ("(value: 9)" in str(said)) == (value == 9)
+
+
+def test_a_refusal_names_the_request_as_the_log_of_the_api_does(api, acts, client):
+    api.script = [acts.answer({"detail": "9 texts"}, 413, "X-Request-ID: abc"), acts.answer({}, 413)]
+    with pytest.raises(ApiRequestInvalid, match=r"413 .*: 9 texts \(request abc\)\. Do: ") as caught:
+        client.predict("order")
+    assert caught.value.request_id == "abc"
+    with pytest.raises(ApiRequestInvalid, match=r"no reason was given\. Do: ") as caught:
+        client.predict("order")
+    assert caught.value.request_id is None
 
 
 def test_a_redirect_is_told_and_not_followed(api, acts, client_of):

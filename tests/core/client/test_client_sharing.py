@@ -114,3 +114,32 @@ def test_an_asynchronous_client_that_is_closed_during_a_call_lets_it_end(api, ac
 
     api.script = [slow]
     asyncio.run(asyncio.wait_for(main(), 5))
+
+
+class Held:
+    """A connection whose closing takes for ever, or none."""
+
+    def __init__(self, *, stuck):
+        self.stuck = stuck
+        self.closed = False
+
+    def is_idle(self):
+        return False
+
+    async def aclose(self):
+        if self.stuck:
+            await asyncio.sleep(60)
+        self.closed = True
+
+
+def test_a_call_that_is_cancelled_while_old_connections_are_closed_leaves_none_open(monkeypatch):
+    kept = Held(stuck=False)
+
+    async def main():
+        async with AsyncClient() as client:
+            client._idle.take = lambda: (kept, [Held(stuck=True)])
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.predict("order"), 0.05)
+
+    asyncio.run(main())
+    assert kept.closed
