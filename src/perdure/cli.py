@@ -93,7 +93,7 @@ def main() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     try:
         # Typer itself tells of wrong options (2), and turns what commands raise with `typer.Exit` into exit codes.
-        build()()
+        build()(prog_name="perdure")
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except ModuleNotFoundError as error:
