@@ -12,10 +12,9 @@ import numpy as np
 import torch
 
 from contestants.child import run_child
-from perdure.artifact import NOTHING
 from perdure.config import LoraSettings, Settings
 from perdure.dataset import DataRow
-from perdure.engine.exporter import Exporter
+from perdure.engine.exporter import Export, Exporter
 from perdure.engine.served import Engine, exported
 from perdure.model.adapter import Adapter, AdapterShape, linear_names
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier, load_classifier
@@ -133,7 +132,7 @@ def _second_space(first: Registry, name: str, place: Path, cache: Path, rows: Se
     )
     registry = Registry(str(place))
     card = first.card(name).model_copy(update={"name": both.version, "parent": name, "kind": "lora"})
-    export = NOTHING
+    export = Export({}, {})
     if exported(folder):
         precision = Engine.decode((folder / ENGINE_FILE).read_text(encoding="utf-8")).precision
         export = Exporter().export(both, precision, folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from perdure.config import Settings
-from perdure.engine.exporter import Export, Exporter
+from perdure.engine.exporter import Exporter
 from perdure.engine.load import load_version
 from perdure.engine.served import Precision
 from perdure.errors import ExportError
@@ -37,8 +37,6 @@ PRECISIONS: Mapping[str, tuple[Precision, ...]] = {
     "none": (),
 }
 """What `model.export` stands for, in the order in which it is tried."""
-
-NOTHING = Export({}, {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,12 @@ class KeyDocument(BaseModel):
     @model_validator(mode="after")
     def _each_once(self) -> KeyDocument:
         for what in ("id", "name"):
-            values = [getattr(key, what) for key in self.keys]
-            for value in values:
-                if values.count(value) > 1:
+            seen: set[str] = set()
+            for key in self.keys:
+                value = getattr(key, what)
+                if value in seen:
                     raise ValueError(f"two keys have the {what} {value}")
+                seen.add(value)
         return self
 
 

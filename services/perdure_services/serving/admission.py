@@ -25,6 +25,7 @@ NEWEST = 0.1
 """Weight of the newest batch in running means."""
 
 MOST_DRIFT = 4.0
+"""Times that one batch may have taken more, or less, than it should: beyond, it was the machine and not the model."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

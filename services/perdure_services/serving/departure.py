@@ -14,7 +14,6 @@ PATIENCE_SECONDS = 0.05
 CLIENT_CLOSED_REQUEST = 499
 """What is counted for them; nginx's number, as HTTP has none. Nobody receives it."""
 
-
 _DEPARTURE = "perdure.departure"
 
 
