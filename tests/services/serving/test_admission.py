@@ -155,8 +155,7 @@ def test_one_long_pause_is_not_taken_for_the_pace():
 def test_a_batch_that_is_run_in_parts_counts_as_so_many():
     serving = Serving(max_seconds=0.001)
     size = measured(["x" * 90] * 4, 640)
-    serving.admission.begun(size, 4, serving.now)
-    serving.admission.ended(size, 4, serving.now + 0.4)
+    serving.admission.ended(serving.admission.begun(size, 4, serving.now), serving.now + 0.4)
     assert serving.admission.bound(serving.now) == pytest.approx(STANDING_BATCHES * 0.1)
 
 
@@ -168,8 +167,8 @@ def test_a_batch_that_left_nothing_behind_does_not_say_how_full_they_get():
             pace.learn(100 * texts, 0.1 + PER_TEXT * texts)
     one = measured(["x" * 90], 640)
     for _ in range(100):
-        serving.admission.begun(one, 1, serving.now)
-        serving.admission.ended(one, 1, serving.now + pace.seconds(one.own))
+        run = serving.admission.begun(one, 1, serving.now)
+        serving.admission.ended(run, serving.now + pace.seconds(one.own))
     serving.ask(8)
     assert serving.admission.wait(serving.now) == pytest.approx(2 * 0.1 + 8 * PER_TEXT, rel=0.02)
 
