@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from perdure.model.base import Scores
 from perdure.registry import Card
 from perdure.registry.card import EncoderCard
 from perdure_services.serving.choice import choices
+from perdure_services.serving.deadline import wanted_by
+from perdure_services.serving.refusal import Refusal
 from perdure_services.serving.thresholds import KEPT, Thresholds
 
 SCORES = Scores(("a", "b", "c"), np.asarray([[0.5, 0.3, 0.2], [0.8, 0.15, 0.05]], dtype=np.float32))
@@ -114,13 +118,14 @@ def test_each_version_goes_by_its_own_threshold(promote, serving, until):
         assert predict(client, abstain=True)["abstained"] is False
 
 
-def test_a_card_is_read_once_and_one_that_cannot_be_read_is_told(promote, serving, registry, monkeypatch):
+@pytest.mark.parametrize("error", [RegistryError("the registry is away"), TimeoutError("the registry is away")])
+def test_a_card_is_read_once_and_one_that_cannot_be_read_is_told(promote, serving, registry, monkeypatch, error):
     promote("v1", **{BELOW: 0.95})
     read = registry.card
     asked = []
 
     def fail(name):
-        raise RegistryError("the registry is away")
+        raise error
 
     with serving(raise_server_exceptions=False) as client:
         monkeypatch.setattr(registry, "card", fail)
@@ -148,3 +153,54 @@ def test_the_thresholds_that_are_remembered_are_those_asked_for_last(promote, re
 
     asyncio.run(run())
     assert asked == [*(f"v{number}" for number in range(KEPT)), f"v{KEPT}", "v1"]
+
+
+def test_all_wait_for_one_reading_and_none_for_longer_than_it_wants(promote, registry, monkeypatch):
+    promote("v1", **{BELOW: 0.5})
+    read, gate, asked = registry.card, threading.Event(), []
+
+    def slow(name):
+        asked.append(name)
+        assert gate.wait(10)
+        return read(name)
+
+    monkeypatch.setattr(registry, "card", slow)
+    thresholds = Thresholds(registry)
+
+    async def hurried():
+        with wanted_by(time.monotonic() + 0.05), pytest.raises(Refusal) as refusal:
+            await thresholds.of("v1")
+        return refusal.value.status_code
+
+    async def run():
+        patient = [asyncio.create_task(thresholds.of("v1")) for _ in range(3)]
+        assert await hurried() == 504
+        patient[0].cancel()
+        gate.set()
+        return await asyncio.gather(*patient[1:])
+
+    assert asyncio.run(run()) == [0.5, 0.5]
+    assert asked == ["v1"]
+
+
+def test_a_failure_that_nobody_waited_for_is_not_kept(promote, registry, monkeypatch):
+    promote("v1", **{BELOW: 0.5})
+    thresholds = Thresholds(registry)
+    gate, read = threading.Event(), registry.card
+
+    def fail(name):
+        assert gate.wait(10)
+        raise RegistryError("the registry is away")
+
+    async def run():
+        monkeypatch.setattr(registry, "card", fail)
+        with wanted_by(time.monotonic() + 0.02), pytest.raises(Refusal):
+            await thresholds.of("v1")
+        (reading,) = thresholds._read.values()
+        gate.set()
+        await asyncio.wait([reading])
+        await asyncio.sleep(0)
+        monkeypatch.setattr(registry, "card", read)
+        return await thresholds.of("v1")
+
+    assert asyncio.run(run()) == 0.5
