@@ -12,6 +12,7 @@ from perdure.config import ServingSettings
 from perdure_services.keys.key_file import KeyDocument
 from perdure_services.serving.access import Access
 from perdure_services.serving.metrics import Metrics
+from perdure_services.serving.rpc.call_metrics import CallMetrics
 
 HEAD = """\
 # Metrics
@@ -20,7 +21,9 @@ What `/metrics` of `perdure serve` tells, in Prometheus' text format or, where a
 metrics-table` writes this page from the code. The number of series is bounded: routes are templates, what counts by
 version is kept for the last few versions, and labels are counted up to a limit.
 
-A histogram has `_bucket`, `_sum` and `_count`. `route` is the template, such as `/v2/models/{name}/infer`, or `other`.
+What is called `perdure_grpc_…` is told where `serving.grpc_port` is set. A histogram has `_bucket`, `_sum` and
+`_count`. `route` is the template, such as `/v2/models/{name}/infer`, or `other`; `method` over gRPC is the call's name,
+or `other`.
 
 | series | type | by | |
 |---|---|---|---|
@@ -49,6 +52,7 @@ def all_series() -> Iterator[Series]:
         keys = Path(folder) / "keys.json"
         keys.write_text(KeyDocument(format=1, keys=()).model_dump_json(), encoding="utf-8")
         Access(ServingSettings(keys=str(keys)), metrics.registry)
+    CallMetrics(metrics.registry)
     for collector in metrics.registry.collectors:
         labels = tuple(getattr(collector, "_labelnames", ()))
         for family in collector.collect():

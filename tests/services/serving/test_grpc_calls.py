@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 import uuid
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -14,7 +15,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from perdure.errors import RegistryError
 from perdure.logs import bound
 from perdure_services.serving import api as api_module
 from perdure_services.serving.loop_lag import LoopLag
@@ -124,6 +124,14 @@ def test_every_answer_names_its_call(registry, publish, serving, channel, logged
         assert uuid.UUID(replaced)
         until(lambda: len(logged) == 4)
     assert [line[-1]["request_id"] for line in logged] == ["abc", logged[1][-1]["request_id"], "def", replaced]
+
+
+def test_metadata_that_no_client_of_grpc_sends_is_taken_all_the_same():
+    """Bytes that are not UTF-8 come so."""
+    context = SimpleNamespace(invocation_metadata=lambda: (("x-request-id", "é\ufffd"), ("é", "a"), ("x-bin", b"\xff")))
+    call = call_module.Call(context, None)
+    assert uuid.UUID(call.id)
+    assert call.headers[2] == (b"x-bin", b"\xff")
 
 
 def test_the_access_log_says_what_was_called_by_whom_and_how_it_ended(guarded, make, channel, logged, until):
@@ -388,28 +396,3 @@ def test_a_method_that_is_not_there_is_told(serving, channel, until):
         assert "there is no such method here" in details
         assert trailing["x-request-id"]
         until(lambda: counted(client, "UNIMPLEMENTED", "other") == 1)
-
-
-def test_an_error_of_ours_is_told_as_over_http(registry, publish, serving, channel, service_of, monkeypatch, caplog):
-    async def fail(*texts, **named):
-        raise RegistryError("the registry is away")
-
-    publish(registry, "v1")
-    with serving(grpc_port=0) as client:
-        monkeypatch.setattr(service_of(client), "predict", fail)
-        code, details, trailing = ended(begin(channel(client)))
-        assert client.post("/v1/predict", json={"text": "order"}).status_code == 503
-    assert code is grpc.StatusCode.UNAVAILABLE
-    assert "the registry is away: look at the registry and try again" in details
-    assert trailing["retry-after"] == "1"
-    assert "ModelInfer could not be done: the registry is away" in caplog.text
-
-
-@pytest.mark.parametrize("name", ["😀" * 4000, "x" * 20_000, "%\n\0" * 4000])
-def test_details_that_would_not_fit_a_header_are_cut(registry, publish, serving, channel, name):
-    publish(registry, "v1")
-    with serving(grpc_port=0) as client:
-        code, details, _ = ended(begin(channel(client), message("order", model=name), x_request_id="abc"))
-    assert code is grpc.StatusCode.NOT_FOUND
-    assert details.startswith("there is no model '")
-    assert details.endswith("… (request abc)")

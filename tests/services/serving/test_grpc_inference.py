@@ -8,6 +8,7 @@ import threading
 import grpc
 import pytest
 
+from perdure.errors import RegistryError
 from perdure.judge.threshold import BELOW
 from perdure.registry import Card
 from perdure.registry.card import EncoderCard
@@ -346,3 +347,25 @@ def test_it_is_off_by_default(registry, publish, serving):
     with serving() as client:
         assert not hasattr(client.app.state, "grpc_port")
         assert "perdure_grpc" not in client.app.state.service.metrics.text().decode()
+
+
+def test_an_error_of_ours_is_told_as_over_http(registry, publish, serving, channel, service_of, monkeypatch, caplog):
+    async def fail(*texts, **named):
+        raise RegistryError("the registry is away")
+
+    publish(registry, "v1")
+    with serving(grpc_port=0) as client:
+        monkeypatch.setattr(service_of(client), "predict", fail)
+        error = refused(channel(client), "ModelInfer", texts("order"))
+    assert error.code() == grpc.StatusCode.UNAVAILABLE
+    assert "the registry is away: look at the registry and try again" in error.details()
+    assert dict(error.trailing_metadata())["retry-after"] == "1"
+    assert "ModelInfer could not be done: the registry is away" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["😀" * 4000, "x" * 20_000, "%\n\0" * 4000])
+def test_details_that_would_not_fit_a_header_are_cut(v1, name):
+    error = refused(v1, "ModelMetadata", pb.ModelMetadataRequest(name=name), metadata=[("x-request-id", "abc")])
+    assert error.code() == grpc.StatusCode.NOT_FOUND
+    assert error.details().startswith("there is no model '")
+    assert error.details().endswith("… (request abc)")

@@ -37,7 +37,7 @@ def test_the_page_is_what_the_code_makes():
 
 def test_every_series_that_a_process_tells_is_on_the_page(guarded, make):
     key = make("web", "predict", "metrics")
-    with guarded() as client:
+    with guarded(grpc_port=0) as client:
         client.post("/v1/predict", json={"text": "order"}, headers={"X-API-Key": key})
         told = {one.name: one for one in parse_text(client.get("/metrics", headers={"X-API-Key": key}).text)}
     known = {series.name.removesuffix("_total"): series for series in all_series()}

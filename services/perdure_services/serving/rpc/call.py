@@ -32,7 +32,7 @@ class Call:
     def __init__(self, context: Context, access: Access) -> None:
         metadata = context.invocation_metadata() or ()
         self.headers = tuple(
-            (name.encode("ascii"), value.encode("latin-1") if isinstance(value, str) else value)
+            (name.encode("utf-8"), value.encode("utf-8") if isinstance(value, str) else value)
             for name, value in metadata
         )
         """Metadata, with names in lower case."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import Message
-from prometheus_client import Counter, Gauge, Histogram
 
 from perdure.errors import PerdureError
 from perdure.logs import bind
@@ -26,6 +25,7 @@ from perdure_services.serving.refusal import Refusal, refusal_for
 from perdure_services.serving.request_id import HEADER
 from perdure_services.serving.route import OTHER
 from perdure_services.serving.rpc.call import Call, Context
+from perdure_services.serving.rpc.call_metrics import CallMetrics
 from perdure_services.serving.rpc.span import CallSpan
 from perdure_services.serving.rpc.status import code_of, details_of, trailers_of
 from perdure_services.serving.service import Service
@@ -33,8 +33,6 @@ from perdure_services.serving.tracing import Tracing
 
 REQUEST_ID = HEADER.lower()
 """Metadata with the id of a call: of the request, if it brings one, and among the trailing ones of every answer."""
-
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 _log = logging.getLogger(__name__)
 
@@ -77,25 +75,12 @@ class Handler(grpc.GenericRpcHandler):
         lag: LoopLag,
         tracing: Tracing | None,
     ) -> None:
-        registry = service.metrics.registry
         self._service = service
         self._access = access
         self._lag = lag
         self._of = of
         self._tracing = tracing
-        self._handled = Counter(
-            "perdure_grpc_requests", "Calls over gRPC that ended, by status.", ("method", "code"), registry=registry
-        )
-        self._seconds = Histogram(
-            "perdure_grpc_request_duration_seconds",
-            "Time to answer a call over gRPC.",
-            ("method",),
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._in_flight = Gauge(
-            "perdure_grpc_requests_in_flight", "Calls over gRPC that are being answered.", registry=registry
-        )
+        self._metrics = CallMetrics(service.metrics.registry)
         self._handlers = {
             f"/{of}/{name}": _streamed(partial(self._handle, name, method)) for name, method in methods.items()
         }
@@ -113,7 +98,7 @@ class Handler(grpc.GenericRpcHandler):
         named = ((REQUEST_ID, call.id),)
         context.set_trailing_metadata(named)
         span = CallSpan(self._tracing)
-        with self._in_flight.track_inprogress(), span.around(self._of, name, call):
+        with self._metrics.in_flight.track_inprogress(), span.around(self._of, name, call):
             code, cause = grpc.StatusCode.OK, ""
             try:
                 return await self._answered(method, call)
@@ -127,8 +112,7 @@ class Handler(grpc.GenericRpcHandler):
                 code, cause = code_of(refusal), type(error).__qualname__
             finally:
                 seconds = time.perf_counter() - start
-                self._handled.labels(name, code.name).inc()
-                self._seconds.labels(name).observe(seconds)
+                self._metrics.ended(name, code, seconds)
                 if self._service.settings.access_log:
                     log_call(name, code.name, seconds, call.key)
                 span.ended(code, cause)

@@ -47,7 +47,7 @@ class CallSpan:
             yield
             return
         method = _UNKNOWN if name == OTHER else f"{service}/{name}"
-        headers = {key.decode("ascii"): value.decode("latin-1") for key, value in call.headers}
+        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in call.headers}
         attributes = {"rpc.system.name": "grpc", "rpc.method": method, "perdure.request_id": call.id}
         with self._tracing.request("grpc" if name == OTHER else method, headers, attributes) as self._span:
             yield
