@@ -98,6 +98,10 @@ class Admission:
         """When the oldest batch that is being run was begun (monotonic seconds); None where none is."""
         return min((run.begun for run in self._runs), default=None)
 
+    def soonest(self, now: float) -> float:
+        """Seconds until the first of the batches that are being run is expected to end; 0 where none is."""
+        return min((run.left(now) for run in self._runs), default=0.0)
+
     def wait(self, now: float) -> float:
         """Seconds until what waits now is expected to be answered."""
         running = sum(run.left(now) for run in self._runs)

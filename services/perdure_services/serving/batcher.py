@@ -22,6 +22,9 @@ from perdure_services.serving.pace import Pace, TextSize, measured
 from perdure_services.serving.refusal import Refusal
 from perdure_services.serving.waiting_line import WaitingLine, WaitingRequest
 
+WORTH_A_LANE = 4.0
+"""Times its fixed cost that a batch must hold to be run beside another one."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -86,6 +89,7 @@ class Batcher:
     ) -> None:
         self._champion = champion
         self._cut = cut
+        self._batch_seconds = batch_seconds
         self._metrics = metrics
         self._pace = Pace()
         self._line: WaitingLine[Answer] = WaitingLine(self._pace, max_batch=max_batch, batch_seconds=batch_seconds)
@@ -201,8 +205,9 @@ class Batcher:
     def _take(self) -> _Batch | None:
         """The next batch, which may be empty; None at the end."""
         with self._changed:
-            while not self._closing and not (len(self._line) and self._admission.running < self._admission.lanes):
-                self._changed.wait()
+            while not (self._closing or self._may_begin()):
+                # What waits beside a batch that takes longer than it should is looked at again.
+                self._changed.wait(self._batch_seconds if len(self._line) else None)
             taken, late = self._line.take(time.monotonic())
             # Without what was cancelled since it was put.
             requests = [request for request in taken if request.future.set_running_or_notify_cancel()]
@@ -212,6 +217,17 @@ class Batcher:
             if request.future.set_running_or_notify_cancel():
                 request.future.set_exception(too_late())
         return batch if taken or late else None
+
+    def _may_begin(self) -> bool:
+        line, running = self._line, self._admission.running
+        if not running:
+            return len(line) > 0
+        if running >= self._admission.lanes or not len(line):
+            return False
+        # Beside another one a batch takes a core from all else that answers: a small one, which costs little more than
+        # the fixed part, had better wait until it is larger or the other is done, if that is soon.
+        worth = self._pace.per_work * line.work >= WORTH_A_LANE * self._pace.fixed
+        return worth or self._admission.soonest(time.monotonic()) > self._batch_seconds
 
     def _begun(self, requests: list[_Request]) -> _Batch:
         texts = [text for request in requests for text in request.texts]

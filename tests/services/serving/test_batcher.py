@@ -10,7 +10,8 @@ import pytest
 
 from perdure.model.base import Scores
 from perdure.registry import Promotion
-from perdure_services.serving import admission as module
+from perdure_services.serving import admission
+from perdure_services.serving import batcher as module
 from perdure_services.serving.batcher import Batcher
 from perdure_services.serving.champion import Champion
 from perdure_services.serving.metrics import Metrics
@@ -154,7 +155,7 @@ def test_the_queue_is_bounded_in_requests_and_in_text(champion, start, until, mo
         batcher.submit(["c"])
     assert (refusal.value.status_code, refusal.value.value) == (429, 2)
     served.classifier.gate.set()
-    monkeypatch.setattr(module, "MAX_QUEUE_CHARS", 10)
+    monkeypatch.setattr(admission, "MAX_QUEUE_CHARS", 10)
     until(lambda: batcher.idle_seconds < 60 and len(served.classifier.calls) == 2)
     served.classifier.gate.clear()
     running = batcher.submit(["x" * 50])
@@ -312,7 +313,8 @@ def test_closing_waits_no_longer_than_told(champion, start, until):
 def test_several_batches_run_at_once_where_the_version_allows_it(champion, start, until):
     served = champion()
     served.classifier.concurrent = True
-    batcher = start(served, workers=2)
+    # Whatever runs is expected to take longer than this.
+    batcher = start(served, workers=2, batch_seconds=1e-9)
     batcher.submit(["before"]).result(5)
     served.classifier.gate.clear()
     first = batcher.submit(["order"])
@@ -341,3 +343,44 @@ def test_one_batch_at_a_time_where_it_does_not(champion, start, until):
     served.classifier.gate.set()
     wait_for([first, *others], 5)
     assert served.classifier.calls == [("before",), ("order",), ("refund", "password")]
+
+
+def test_a_small_batch_waits_rather_than_run_beside_another_one(champion, start, until, monkeypatch):
+    served = champion()
+    served.classifier.concurrent = True
+    batcher = start(served, workers=2, max_batch=32)
+    batcher.submit(["before"]).result(5)
+    # Ten characters, and ten for the text itself, take a fifth of what is fixed.
+    monkeypatch.setattr(batcher._pace, "learn", lambda work, seconds: None)
+    batcher._pace.fixed, batcher._pace.per_work = 0.001, 0.001 / 100
+    served.classifier.gate.clear()
+    futures = [batcher.submit(["x" * 10])]
+    until(lambda: len(served.classifier.calls) == 2)
+    wanted = int(module.WORTH_A_LANE * 5)
+    futures += [batcher.submit(["x" * 10]) for _ in range(wanted - 1)]
+    time.sleep(0.05)
+    assert len(served.classifier.calls) == 2
+    futures.append(batcher.submit(["x" * 10]))
+    until(lambda: len(served.classifier.calls) == 3)
+    assert len(served.classifier.calls[-1]) == wanted
+    served.classifier.gate.set()
+    wait_for(futures, 5)
+
+
+def test_a_small_batch_does_not_wait_for_one_that_takes_long(champion, start, until, monkeypatch):
+    served = champion()
+    served.classifier.concurrent = True
+    batcher = start(served, workers=2, batch_seconds=0.05)
+    batcher.submit(["before"]).result(5)
+    monkeypatch.setattr(batcher._pace, "learn", lambda work, seconds: None)
+    batcher._pace.fixed, batcher._pace.per_work = 0.02, 1e-9
+    served.classifier.gate.clear()
+    futures = [batcher.submit(["order"])]
+    until(lambda: len(served.classifier.calls) == 2)
+    began = time.monotonic()
+    # Nobody comes after it who would make the batcher look again.
+    futures.append(batcher.submit(["refund"]))
+    until(lambda: len(served.classifier.calls) == 3)
+    assert 0.02 < time.monotonic() - began < 2
+    served.classifier.gate.set()
+    wait_for(futures, 5)
