@@ -167,3 +167,21 @@ def test_connections_that_the_server_closes_do_no_harm(registry, publish, url_wi
             api.predict("order")
             time.sleep(pause)
     assert sum(isinstance(record, Interaction) for record in records(stream)) == 4
+
+
+def test_the_api_knows_how_long_the_client_waits(registry, publish, listening):
+    publish(registry, "v1")
+    url, service = listening()
+    check, left = service.batcher.check, []
+
+    def noted(deadline):
+        left.append(deadline - time.monotonic())
+        check(deadline)
+
+    service.batcher.check = noted
+    with Client(url, timeout=3.0) as api:
+        assert api.predict("order").version == "v1"
+    with Client(url, timeout=60.0, deadline=60.0) as api:
+        api.predict("order")
+    # Never more than the server allows.
+    assert left == [pytest.approx(3, abs=0.5), pytest.approx(30, abs=1)]
