@@ -64,7 +64,7 @@ class Silence:
 
     def end(self):
         """The same as `ended`."""
-        self.call.exception(10)
+        self.call.exception(15)
         self._said.set()
         return ended(self.call)
 
@@ -263,10 +263,10 @@ def test_a_deadline_that_cannot_be_kept_is_told_at_the_door(registry, publish, s
         asked = []
         service_of(client).batcher.check = lambda deadline: asked.append(deadline - time.monotonic())
         calls = channel(client)
-        begin(calls, timeout=3).result()
-        begin(calls, timeout=3, x_request_timeout_ms="500").result()
+        begin(calls, timeout=5).result()
+        begin(calls, timeout=5, x_request_timeout_ms="2000").result()
         begin(calls, timeout=None).result()
-        assert asked == [pytest.approx(3, abs=0.5), pytest.approx(0.5, abs=0.3), pytest.approx(30, abs=1)]
+        assert asked == [pytest.approx(5, abs=1), pytest.approx(2, abs=1), pytest.approx(30, abs=2)]
         code, details, _ = ended(begin(calls, x_request_timeout_ms="soon"))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert "whole number of milliseconds" in details
@@ -357,7 +357,7 @@ def test_a_message_that_does_not_come_is_not_waited_for(registry, publish, servi
     with serving(grpc_port=0, timeout_seconds=0.2) as client:
         began = time.monotonic()
         code, details, _ = Silence(channel(client)).end()
-        assert 0.15 < time.monotonic() - began < 3
+        assert 0.15 < time.monotonic() - began < 9
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
         assert "the message did not come in time" in details
 

@@ -189,11 +189,11 @@ def test_a_named_version_that_is_replaced_meanwhile_does_not_let_another_answer(
 
 def test_a_name_of_a_megabyte_is_refused_as_fast_as_a_short_one(client):
     began = time.perf_counter()
-    refused = infer(client, {"inputs": [tensor()], "parameters": {"labels top" * 400_000: 1}})
+    refused = infer(client, {"inputs": [tensor()], "parameters": {"labels top" * 700_000: 1}})
     assert refused.status_code == 422
     assert "did you mean" in refused.json()["error"]
-    # Looking for the nearest name among all its characters took about a second.
-    assert time.perf_counter() - began < 0.5
+    # Looking for the nearest name among all its characters took about two seconds.
+    assert time.perf_counter() - began < 1.0
 
 
 def test_a_ranking_may_be_asked_for_as_an_output_alone(client):
