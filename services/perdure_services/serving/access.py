@@ -76,6 +76,16 @@ class Access:
         )
         self._refused = {reason: refused.labels(reason) for reason in _REASONS}
 
+    def share_rates(self, file: Path) -> None:
+        """From now on the rates of keys are those of all processes that share `file`, which is made.
+
+        Raises:
+            OSError: it cannot be made.
+            SettingError: the file of keys cannot be used.
+        """
+        if self._keyring is not None:
+            self._keyring.share(file)
+
     def admit(self, headers: Iterable[tuple[bytes, bytes]], needed: KeyScope) -> str | None:
         """The name of the key in `headers` (lower-case names), which has the scope `needed`; None where none is asked.
 

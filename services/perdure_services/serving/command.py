@@ -20,6 +20,7 @@ from perdure.registry.cache import prune
 from perdure.stream import open_stream
 from perdure_services.keys import redacted
 from perdure_services.serving.exposure import check_exposure, warnings
+from perdure_services.serving.processes import start_fleet
 from perdure_services.serving.server import listen, run
 from perdure_services.serving.spool.spooled_stream import with_spool
 from perdure_services.serving.workers import threads_of
@@ -115,6 +116,8 @@ def _serve(settings: Settings) -> None:
         _log.warning("%s", warning) if as_json else typer.echo(f"Warning: {warning}", err=True)
     # What collects the logs of a container reads standard output too, and must find nothing but JSON there.
     announce = _log.info if as_json else typer.echo
+    if serving.processes > 1:
+        start_fleet(settings, listen(serving.host, serving.port))
     registry = Registry(settings.registry.url)
     # The heads' products are small: threads for them would only take cores from the encoder and from requests.
     threadpool_limits(1, user_api="blas")

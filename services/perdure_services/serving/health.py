@@ -8,7 +8,9 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from perdure_services.serving.access import GuardedRoute, needs, open_to_all
+from perdure_services.serving.merged_metrics import exposed_by_all
 from perdure_services.serving.service import Service, parts_of
+from perdure_services.serving.siblings import Siblings, siblings_of
 
 router = APIRouter(route_class=GuardedRoute, tags=["health"])
 
@@ -39,7 +41,13 @@ async def readyz(service: Parts) -> Response:
 
 @router.get("/metrics")
 @needs("metrics")
-async def metrics(request: Request, service: Parts) -> Response:
-    """All series, in Prometheus' text format or OpenMetrics."""
-    content, kind = service.metrics.exposed(request.headers.get("accept", ""))
+async def metrics(
+    request: Request, service: Parts, siblings: Annotated[Siblings | None, Depends(siblings_of)]
+) -> Response:
+    """All series, in Prometheus' text format or OpenMetrics; those of all processes, whoever is asked."""
+    accept = request.headers.get("accept", "")
+    if siblings is None:
+        content, kind = service.metrics.exposed(accept)
+    else:
+        content, kind = await exposed_by_all(service.metrics.registry, siblings, accept)
     return Response(content, headers={"Content-Type": kind})

@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry, Gauge
 from perdure.errors import SettingError
 from perdure_services.keys import Key, digest, read_keys
 from perdure_services.keys.key import KEY
-from perdure_services.serving.token_bucket import TokenBucket
+from perdure_services.serving.shared_bucket import SharedBucket, SharedBuckets
+from perdure_services.serving.token_bucket import Bucket, TokenBucket
 
 LOOK_SECONDS = 1.0
 """How often the file is looked at, at most."""
@@ -36,7 +37,7 @@ class HeldKey:
     digest: bytes
     expires: float
     """Seconds since the epoch; infinite for never."""
-    bucket: TokenBucket | None
+    bucket: Bucket | None
 
     @property
     def expired(self) -> bool:
@@ -61,6 +62,7 @@ class Keyring:
         self._file = file
         self._clock = clock
         self._held: dict[bytes, HeldKey] = {}
+        self._shared: SharedBuckets | None = None
         self._count = Gauge("perdure_keys", "API keys that are known.", registry=registry)
         self._failing = Gauge(
             "perdure_keys_file_failing",
@@ -75,6 +77,16 @@ class Keyring:
     def now(self) -> float:
         """The time of the buckets, in seconds."""
         return self._clock()
+
+    def share(self, file: Path) -> None:
+        """From now on the rates of keys are those of all processes that share `file`.
+
+        Raises:
+            OSError: the file cannot be made.
+            SettingError: the file of keys cannot be used.
+        """
+        self._shared = SharedBuckets(file)
+        self._hold(read_keys(self._file))
 
     def find(self, text: bytes) -> HeldKey | None:
         """The key that `text` is; None for any that is not known."""
@@ -119,10 +131,12 @@ class Keyring:
         self._count.set(len(keys))
         self._failing.set(0)
 
-    def _bucket(self, key: Key, before: TokenBucket | None) -> TokenBucket | None:
+    def _bucket(self, key: Key, before: Bucket | None) -> Bucket | None:
         if key.rate is None:
             return None
         burst = float(key.burst if key.burst is not None else max(key.rate, 1.0))
+        if self._shared is not None:
+            return SharedBucket(self._shared, key.id.encode("ascii"), key.rate, burst)
         # A change to another key must not fill this one's bucket.
         if before is not None and (before.rate, before.burst) == (key.rate, burst):
             return before

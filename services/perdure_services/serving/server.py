@@ -8,12 +8,14 @@ import logging
 import math
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from perdure.config import Settings
 from perdure.model.base import Classifier
@@ -144,7 +146,16 @@ def run(
     tls = tls_context(settings.serving)
     app = create_app(settings, registry=registry, stream=stream, load=load)
     service: Service = app.state.service
-    config = uvicorn.Config(
+    with listener:
+        url = url_of(listener, tls=tls is not None)
+        config = configured(app, settings, tls)
+        Server(config, service, lambda: announce(ready_line(url, service))).run(sockets=[listener])
+    _log.info("stopped")
+
+
+def configured(app: ASGIApp, settings: Settings, tls: ssl.SSLContext | None) -> uvicorn.Config:
+    """How uvicorn serves `app`."""
+    return uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
@@ -155,15 +166,13 @@ def run(
         timeout_graceful_shutdown=math.ceil(settings.serving.drain_seconds),
         ssl_context_factory=None if tls is None else lambda config, default: tls,
     )
-    with listener:
-        url = url_of(listener, tls=tls is not None)
-        Server(config, service, lambda: announce(_line(url, service))).run(sockets=[listener])
-    _log.info("stopped")
 
 
-def _line(url: str, service: Service) -> str:
+def ready_line(url: str, service: Service, processes: int = 1) -> str:
+    """What is said when the first look at the registry is over."""
     current = service.champions.current
     if current is not None:
-        return f"Perdure serves version {current.version} at {url} (try {url}/docs)"
+        several = f" with {processes} processes" if processes > 1 else ""
+        return f"Perdure serves version {current.version} at {url} (try {url}/docs){several}"
     problem = service.champions.problem or "no version is promoted yet: run `perdure fit --data FILE`"
     return f"Perdure listens at {url}, but has nothing to serve: {problem}"

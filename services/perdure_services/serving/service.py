@@ -89,6 +89,8 @@ class Removed:
     stream: int
     spool: int | None
     """None where there is no spool."""
+    until: float
+    """What came later stays; seconds since the epoch."""
 
 
 class Service:
@@ -140,6 +142,8 @@ class Service:
             self.forwarder = Forwarder(stream.spool, stream.beyond, self.metrics)
         self._draining = False
         self._asked_ready = float("-inf")
+        self.asked_elsewhere = float("-inf")
+        """When another process of this server was last asked for readiness, in seconds of `time.monotonic`."""
         self._end: float | None = None
         self.ending = asyncio.Event()
         """Set once nothing new is to be taken, and what is under way has `seconds_left`."""
@@ -169,7 +173,12 @@ class Service:
     @property
     def balanced(self) -> bool:
         """Whether something asks for readiness, to know where to send requests."""
-        return time.monotonic() - self._asked_ready < BALANCED_SECONDS
+        return time.monotonic() - max(self._asked_ready, self.asked_elsewhere) < BALANCED_SECONDS
+
+    @property
+    def asked_ready(self) -> float:
+        """When readiness was last asked for here, in seconds of `time.monotonic`; minus infinity for never."""
+        return self._asked_ready
 
     def end_within(self, seconds: float) -> None:
         """What is under way and `close` have that many seconds from now. To be called in the event loop."""
@@ -332,16 +341,28 @@ class Service:
             StoreFull: it was recorded, but the spool could not be rewritten.
         """
         erasure = Erasure(time=now(), subject=subject)
+        return await self._forget([erasure], subject, erasure.time)
+
+    async def forget_until(self, subject: str, until: float) -> Removed:
+        """Removes here what another process of this server has recorded as to be forgotten; raises what `forget` does.
+
+        Args:
+            subject: whose records.
+            until: the time of the request to forget, in seconds since the epoch.
+        """
+        return await self._forget([], subject, until)
+
+    async def _forget(self, first: Sequence[Record], subject: str, until: float) -> Removed:
         # Through the recorder: what waits there of the subject is written before, and so is reached.
-        if await self._wait([erasure], ERASURE_SECONDS) != "recorded":
+        if await self._wait(first, ERASURE_SECONDS) != "recorded":
             raise _unrecorded()
-        return await run_in_threadpool(self._remove, subject, erasure.time)
+        return await run_in_threadpool(self._remove, subject, until)
 
     def _remove(self, subject: str, until: float) -> Removed:
         if isinstance(self.stream, SpooledStream):
             spooled = self.stream.spool.forget(subject, until)
-            return Removed(self.stream.beyond.forget(subject, until), spooled)
-        return Removed(self.stream.forget(subject, until), None)
+            return Removed(self.stream.beyond.forget(subject, until), spooled, until)
+        return Removed(self.stream.forget(subject, until), None, until)
 
     @property
     def _refuses(self) -> bool:

@@ -54,9 +54,10 @@ class SpoolSettings(Section):
     """Where a serving process keeps records until a remote stream has them."""
 
     path: str = "var/perdure/spool"
-    """Folder of the spool; each serving process has its own."""
+    """Folder of the spool; each server has its own. Of several `serving.processes` all but the first have a folder of
+    their own in it."""
     max_bytes: Count = 1_000_000_000
-    """Most bytes kept; what happens beyond is `serving.on_record_failure`."""
+    """Most bytes kept, shared evenly by `serving.processes`; what happens beyond is `serving.on_record_failure`."""
     fsync: Literal["always", "interval", "never"] = "always"
     """When records are forced to the disk: before they count as recorded, every `fsync_seconds`, or when the system
     likes. A killed process loses nothing with any of them; a power cut what was not forced."""

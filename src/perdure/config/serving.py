@@ -23,6 +23,9 @@ class ServingSettings(Section):
     """Address to listen at; the default is this machine only."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen at; 0 takes a free one."""
+    processes: Count = 1
+    """Processes that answer at the port, each with the model in memory; no more than there are cores pays. Limits of
+    queues are for each of them."""
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Port for the Open Inference Protocol over gRPC, at the same address; 0 takes a free one, none is off."""
     engine: Literal["auto", "onnx", "torch"] = "auto"

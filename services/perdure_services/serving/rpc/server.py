@@ -33,6 +33,9 @@ def check_settings(settings: ServingSettings) -> None:
     """
     check_exposure(settings.host, settings)
     _credentials(settings)
+    if settings.processes > 1:
+        # Their parent holds it for them.
+        return
     port = settings.grpc_port or 0
     try:
         found = socket.getaddrinfo(settings.host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -58,7 +61,7 @@ async def running(
     """
     options = [
         # Two processes that share a port without knowing answer for each other.
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(settings.processes > 1)),
         ("grpc.max_receive_message_length", settings.max_body_bytes),
     ]
     server = grpc.aio.server(options=options)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from perdure.config import SpoolSettings
 from perdure.stream.base import Offset, Page, Stream
 from perdure.stream.payload import Payload
+from perdure_services.serving.spool.adoption import adopt, folder_of
 from perdure_services.serving.spool.spool import Spool
 
 
@@ -46,8 +48,17 @@ class SpooledStream(Stream):
         return self.beyond.read(offset, limit)
 
 
-def with_spool(stream: Stream, settings: SpoolSettings) -> Stream:
+def with_spool(stream: Stream, settings: SpoolSettings, *, place: int = 0, processes: int = 1) -> Stream:
     """`stream` itself where it is on this machine; otherwise with a spool before it.
+
+    Each of several processes has a folder of its own, and its share of the bytes. The first one takes over what is in
+    the folders of places that there are no more.
+
+    Args:
+        stream: where records are to go.
+        settings: of the spool.
+        place: which one of the processes this is, from 0.
+        processes: how many there are.
 
     Raises:
         StoreBusy: another process has the spool's folder.
@@ -55,7 +66,13 @@ def with_spool(stream: Stream, settings: SpoolSettings) -> Stream:
     """
     if not stream.remote:
         return stream
+    folder = Path(settings.path)
+    if place == 0:
+        adopt(folder, processes)
     spool = Spool(
-        settings.path, max_bytes=settings.max_bytes, fsync=settings.fsync, fsync_seconds=settings.fsync_seconds
+        folder_of(folder, place),
+        max_bytes=max(settings.max_bytes // processes, 1),
+        fsync=settings.fsync,
+        fsync_seconds=settings.fsync_seconds,
     )
     return SpooledStream(stream, spool)
