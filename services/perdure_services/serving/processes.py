@@ -120,6 +120,8 @@ def reserve(host: str, port: int) -> socket.socket:
             shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             shared.bind(address)
+            # Or else Linux would let another one, which does not listen yet either, have it too.
+            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         except OSError:
             shared.close()
             raise

@@ -1,0 +1,57 @@
+"""What is checked, divided and reserved before several processes are started."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+
+from perdure.config import Settings
+from perdure.errors import SettingError
+from perdure_services.serving import processes
+from perdure_services.serving.processes import reserve, settings_of_each, spec_of
+from perdure_services.serving.server import listen
+
+
+@pytest.mark.parametrize(
+    ("cores", "count", "threads", "each"), [(8, 2, 0, 4), (8, 3, 0, 2), (2, 4, 0, 1), (8, 2, 5, 5)]
+)
+def test_cores_are_shared_out_unless_somebody_has_said_how_many(monkeypatch, cores, count, threads, each):
+    monkeypatch.setattr(processes, "cores", lambda: cores)
+    given = Settings().with_values({"serving.processes": count, "model.threads": threads})
+    assert settings_of_each(given).model.threads == each
+
+
+@pytest.mark.parametrize("setting", ["stream.url", "registry.url"])
+def test_what_is_in_the_memory_of_one_process_cannot_be_shared(setting):
+    scheme = "memory:" if setting == "stream.url" else "memory://"
+    with pytest.raises(SettingError, match=rf"{setting} cannot be '{scheme}' with serving.processes=2"):
+        settings_of_each(Settings().with_values({"serving.processes": 2, setting: scheme}))
+
+
+def test_workers_are_given_the_settings_and_the_time_to_end():
+    given = Settings().with_values(
+        {"serving.processes": 3, "serving.lame_duck_seconds": 7, "serving.drain_seconds": 20, "lora.shares": (0.5,)}
+    )
+    with listen("127.0.0.1", 0) as listener:
+        spec = spec_of(given, listener)
+        assert spec.given["url"] == f"http://127.0.0.1:{listener.getsockname()[1]}"
+    assert Settings.model_validate(json.loads(json.dumps(spec.given))["settings"]) == given
+    assert spec.processes == 3
+    assert 27 < spec.stop_seconds < 60
+
+
+def test_a_port_is_reserved_for_those_who_share_it():
+    with reserve("127.0.0.1", 0) as reserved:
+        address = reserved.getsockname()
+        with pytest.raises(OSError, match=rf"127.0.0.1:{address[1]} for gRPC .*another serving.grpc_port"):
+            reserve(*address)
+        with socket.socket() as one, socket.socket() as other:
+            for sharing in (one, other):
+                sharing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                sharing.bind(address)
+                sharing.listen()
+            # None is brought to the one that only holds the port.
+            for _ in range(20):
+                socket.create_connection(address, timeout=2).close()
