@@ -13,6 +13,7 @@ from kafka import KafkaProducer
 
 from perdure.config import StreamSettings
 from perdure.stream import MemoryStream, SqliteStream, Stream, open_stream
+from perdure_services.serving.taking_turns import TakingTurns
 
 from .stream_suite import StreamFactory, StreamSuite
 
@@ -35,6 +36,11 @@ class SqliteFactory(StreamFactory):
     def inject(self, stream: Stream, payload: bytes) -> None:
         with closing(sqlite3.connect(self.folder / "stream.db")) as connection, connection:
             connection.execute("INSERT INTO entry (payload) VALUES (?)", (payload,))
+
+
+class TakingTurnsFactory(SqliteFactory):
+    def open(self) -> Stream:
+        return TakingTurns(super().open(), self.folder / "turns")
 
 
 class KafkaFactory(StreamFactory):
@@ -61,6 +67,7 @@ class KafkaFactory(StreamFactory):
 FACTORIES: dict[str, type[StreamFactory]] = {
     "memory": MemoryFactory,
     "sqlite": SqliteFactory,
+    "sqlite, by turns": TakingTurnsFactory,
     "kafka": KafkaFactory,
 }
 

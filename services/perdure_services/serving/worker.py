@@ -21,7 +21,7 @@ from perdure.config import Settings
 from perdure.errors import PerdureError, UsageError
 from perdure.model.base import Classifier
 from perdure.registry import Registry
-from perdure.stream import open_stream
+from perdure.stream import Stream, open_stream
 from perdure_services.fleet.beat import BEAT_SECONDS, CONNECTION, Beat
 from perdure_services.fleet.hello import Hello
 from perdure_services.keys import redacted
@@ -32,12 +32,16 @@ from perdure_services.serving.server import SWITCH_SECONDS, Server, configured, 
 from perdure_services.serving.service import PROBE_SECONDS, Service
 from perdure_services.serving.siblings import Siblings
 from perdure_services.serving.spool.spooled_stream import with_spool
+from perdure_services.serving.taking_turns import TakingTurns
 from perdure_services.serving.tls import tls_context
 
 _log = logging.getLogger(__name__)
 
 RATES = "rates"
 """The file, in the folder of the processes, that says how many requests each API key has left."""
+
+TURNS = "turns"
+"""The file, there too, whose lock says who writes the stream."""
 
 Loader = Callable[[Settings, Registry], Callable[[str], Classifier]]
 
@@ -188,10 +192,7 @@ def serve(hello: Hello, line: socket.socket, loading: Loader = loader) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     load = loading(settings, registry)
     tls = tls_context(settings.serving)
-    with (
-        open_stream(settings.stream) as opened,
-        with_spool(opened, settings.spool, place=hello.place, processes=hello.processes) as stream,
-    ):
+    with _stream(settings, hello) as stream:
         app = create_app(settings, registry=registry, stream=stream, load=load)
         service: Service = app.state.service
         siblings = _siblings(hello, service)
@@ -206,6 +207,17 @@ def serve(hello: Hello, line: socket.socket, loading: Loader = loader) -> None:
             ready=lambda: ready_line(url, service, hello.processes),
         ).run()
     _log.info("process %d stopped", hello.place)
+
+
+def _stream(settings: Settings, hello: Hello) -> Stream:
+    opened = open_stream(settings.stream)
+    try:
+        if not opened.remote:
+            return TakingTurns(opened, Path(hello.folder) / TURNS)
+        return with_spool(opened, settings.spool, place=hello.place, processes=hello.processes)
+    except BaseException:
+        opened.close()
+        raise
 
 
 def _siblings(hello: Hello, service: Service) -> Siblings:

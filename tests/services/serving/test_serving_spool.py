@@ -166,7 +166,7 @@ def test_a_subject_is_forgotten_in_the_spool(published, serving, remote, records
         client.post("/v1/feedback", json={"id": theirs, "label": "refund"})
         response = client.delete("/v1/subjects/ann")
         assert (response.status_code, response.json()["removed"]) == (202, 2)
-        for part in ("2 records that waited in this process's spool", "nothing was removed from the stream", "own"):
+        for part in ("2 records that waited in this server's spool", "nothing was removed from the stream", "own"):
             assert part in response.json()["message"]
         remote.heal()
         until(lambda: len(records(remote)) == 2)
