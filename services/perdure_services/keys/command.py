@@ -41,7 +41,7 @@ def create(
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(metavar="R", help="Requests per second that each serving process answers; no limit by default."),
+        typer.Option(metavar="R", help="Requests per second that each server answers; no limit by default."),
     ] = None,
     burst: Annotated[
         int | None, typer.Option(metavar="B", help="Requests that may come at once; by default one second's.")

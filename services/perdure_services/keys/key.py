@@ -47,7 +47,7 @@ class Key(BaseModel):
     expires: AwareDatetime | None = None
     """The key is refused from then on; None for never."""
     rate: Annotated[float, Field(gt=0)] | None = None
-    """Requests per second that each serving process answers; None for as many as it can."""
+    """Requests per second that each server answers, all its processes together; None for as many as it can."""
     burst: Annotated[int, Field(ge=1)] | None = None
     """Requests that may come at once after a pause; None for one second's, and at least one."""
 

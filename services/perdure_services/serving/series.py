@@ -25,6 +25,11 @@ What is called `perdure_grpc_…` is told where `serving.grpc_port` is set. A hi
 `_count`. `route` is the template, such as `/v2/models/{name}/infer`, or `other`; `method` over gRPC is the call's name,
 or `other`.
 
+With several `serving.processes` whichever of them is asked tells the series of all, each with one label more:
+`process`, its place from 0. Two families are added: `perdure_process_up`, 0 for a process that did not tell its
+series within a second, and `perdure_process_restarts_total`, how often it was started again (its counters begin at 0
+then). Sum over `process` for what the server did.
+
 | series | type | by | |
 |---|---|---|---|
 """
