@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import signal
 import socket
@@ -17,6 +18,9 @@ STALE_SECONDS = 2.0
 """A worker whose last beat is older gets no connections while others are there: its event loop stands still."""
 
 _READ = 65536
+
+_FULL = (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ETOOMANYREFS)
+"""There is no room on a line: for bytes, or for file descriptors."""
 
 
 class Child:
@@ -67,11 +71,9 @@ class Child:
         """Gives `connection` away, of which the caller closes its own end; False when there is no room on the line."""
         try:
             socket.send_fds(self.line, [CONNECTION], [connection.fileno()])
-        except BlockingIOError:
-            return False
-        except OSError:
-            # It has died: that is found out elsewhere.
-            self.deaf = True
+        except OSError as error:
+            # Or else it has died: that is found out elsewhere.
+            self.deaf = error.errno not in _FULL
             return False
         self._handed += 1
         return True

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from perdure.config import Settings
 from perdure.errors import SettingError
+from perdure_services.fleet.child import socket_path
 from perdure_services.fleet.spec import Spec
 from perdure_services.serving.exposure import check_exposure
 from perdure_services.serving.server import url_of
@@ -20,6 +21,9 @@ from perdure_services.serving.service import FLUSH_SECONDS
 
 END_SECONDS = 10.0
 """What a process may take to end beside what its settings say, before it is killed."""
+
+MAX_SOCKET_PATH = 103
+"""Bytes of a socket's path on the system that takes the fewest."""
 
 WORKER = (sys.executable, "-P", "-m", "perdure_services.serving.worker")
 FLEET = (sys.executable, "-P", "-m", "perdure_services.fleet")
@@ -45,13 +49,30 @@ def start_fleet(settings: Settings, listener: socket.socket, *, command: Sequenc
         reserved = reserve(settings.serving.host, settings.serving.grpc_port)
         kept.append(reserved)
         settings = settings.with_values({"serving.grpc_port": reserved.getsockname()[1]})
-    folder = Path(tempfile.mkdtemp(prefix="perdure-"))
+    folder = make_folder(settings.serving.processes)
     spec_of(settings, listener, command=command).write(folder)
     for held in kept:
         held.set_inheritable(True)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(FLEET[0], [*FLEET, str(folder)])
+
+
+def make_folder(processes: int) -> Path:
+    """A folder for what so many processes share, which nobody else can enter.
+
+    Raises:
+        OSError: it cannot be made, or its path is too long for sockets.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="perdure-"))
+    longest = os.fsencode(socket_path(folder, processes))
+    if len(longest) > MAX_SOCKET_PATH:
+        folder.rmdir()
+        raise OSError(
+            f"the temporary folder {folder.parent} has too long a name for sockets in it ({len(longest)} bytes, "
+            f"{MAX_SOCKET_PATH} at most): set TMPDIR to a shorter one"
+        )
+    return folder
 
 
 def spec_of(settings: Settings, listener: socket.socket, *, command: Sequence[str] = WORKER) -> Spec:

@@ -37,6 +37,9 @@ from perdure_services.serving.tls import tls_context
 
 _log = logging.getLogger(__name__)
 
+LEAVE_SECONDS = 0.1
+"""How long connections are taken after the parent was told to hand out no more."""
+
 RATES = "rates"
 """The file, in the folder of the processes, that says how many requests each API key has left."""
 
@@ -87,8 +90,8 @@ class Worker(Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._leaving = True
         self._tell()
-        # What was on its way is answered, if it asks for something at once.
-        self._hear()
+        # What the parent has handed out until it has heard that is taken, and answered if it asks at once.
+        await asyncio.sleep(LEAVE_SECONDS)
         if self._arriving:
             await asyncio.wait(self._arriving, timeout=PROBE_SECONDS)
         asyncio.get_running_loop().remove_reader(self._line)

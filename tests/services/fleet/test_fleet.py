@@ -83,6 +83,7 @@ PARENT = """
 import sys
 from perdure_services.fleet import __main__ as program, child, fleet
 fleet.SILENT_SECONDS = 1.0
+fleet.LATE_SECONDS = 0.7
 fleet.FIRST_RESTART_SECONDS = 0.3
 child.STALE_SECONDS = 0.3
 sys.exit(program.main(sys.argv[1]))
@@ -95,7 +96,7 @@ class Running:
     def __init__(self, folder: Path, errors: Path, *, processes: int = 2, stop_seconds: float = 10, **given: str):
         self.folder, self.errors = folder, errors
         folder.mkdir()
-        with socket.create_server(("127.0.0.1", 0), backlog=50) as listener:
+        with socket.create_server(("127.0.0.1", 0), backlog=500) as listener:
             self.address = listener.getsockname()
             spec = Spec(
                 command=(sys.executable, "-c", WORKER),
@@ -206,6 +207,7 @@ def test_who_is_killed_is_started_again_and_the_other_answers_meanwhile(fleet):
     places = {place: pid for place, pid, *_ in (running.ask() for _ in range(4))}
     assert set(places) == {0, 1}
     os.kill(places[1], signal.SIGKILL)
+    until(lambda: places[1] not in running.pids())
     answers = []
 
     def back():
@@ -316,6 +318,36 @@ def test_workers_end_when_the_parent_is_killed(fleet):
     running.process.kill()
     running.process.wait(10)
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def test_a_parent_that_was_stopped_itself_takes_nobody_for_stuck(fleet):
+    running = fleet().ready()
+    pids = running.pids()
+    running.process.send_signal(signal.SIGSTOP)
+    time.sleep(1.3)
+    running.process.send_signal(signal.SIGCONT)
+    time.sleep(0.4)
+    assert running.pids() == pids
+    assert running.log() == ""
+
+
+def test_a_terminal_that_interrupts_reaches_the_parent_only(fleet):
+    running = fleet().ready()
+    groups = {os.getpgid(pid) for pid in running.pids()}
+    assert os.getpgid(running.process.pid) not in groups
+
+
+def test_connections_that_no_line_has_room_for_wait(fleet):
+    running = fleet(processes=1).ready()
+    (only,) = running.pids()
+    os.kill(only, signal.SIGSTOP)
+    connections = [running.connect() for _ in range(350)]
+    time.sleep(0.2)
+    os.kill(only, signal.SIGCONT)
+    assert all(say(connection, "who")[0] == 0 for connection in connections)
+    for connection in connections:
+        connection.close()
+    assert running.log() == ""
 
 
 def test_what_a_fleet_is_told_comes_back_as_it_was(tmp_path):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+import tempfile
 
 import pytest
 
 from perdure.config import Settings
 from perdure.errors import SettingError
 from perdure_services.serving import processes
-from perdure_services.serving.processes import reserve, settings_of_each, spec_of
+from perdure_services.serving.processes import make_folder, reserve, settings_of_each, spec_of
 from perdure_services.serving.server import listen
 
 
@@ -55,3 +56,17 @@ def test_a_port_is_reserved_for_those_who_share_it():
             # None is brought to the one that only holds the port.
             for _ in range(20):
                 socket.create_connection(address, timeout=2).close()
+
+
+def test_a_folder_is_for_this_user_alone_and_short_enough_for_sockets(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = make_folder(2)
+    assert folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o077 == 0
+    folder.rmdir()
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with pytest.raises(OSError, match=r"too long a name .*set TMPDIR"):
+        make_folder(2)
+    assert not list(long.iterdir())

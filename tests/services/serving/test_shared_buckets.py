@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import threading
 
 import pytest
@@ -34,6 +35,26 @@ def test_each_key_has_its_own_whoever_asks_first(tmp_path):
     assert (tmp_path / "rates").stat().st_mode & 0o077 == 0
     for buckets in (one, other):
         buckets.close()
+
+
+def test_who_takes_waits_for_who_is_taking(tmp_path):
+    buckets = SharedBuckets(tmp_path / "rates")
+    done = threading.Event()
+
+    def take():
+        buckets.take(b"0123456789ab", rate=1, burst=1, now=1.0)
+        done.set()
+
+    with (tmp_path / "rates").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        taking = threading.Thread(target=take)
+        taking.start()
+        assert not done.wait(0.2)
+        fcntl.flock(other, fcntl.LOCK_UN)
+        assert done.wait(5)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    taking.join(5)
+    buckets.close()
 
 
 def test_no_token_is_taken_twice(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -116,6 +117,19 @@ def test_what_was_sent_is_not_sent_again_but_for_one_file(started):
     left = waiting(started(1))
     sent = 2 * len(batch.payloads)
     assert left == [f"a{number}" for number in range(sent, 40)]
+
+
+def test_a_file_that_a_killed_process_had_sent_to_its_end_is_removed(started, tmp_path):
+    streams = started(2)
+    fill(streams[1], "a", 3)
+    batch = streams[1].spool.read(streams[1].spool.start)
+    streams[1].spool.release(batch.end)
+    # As it lies there now: the file that is being written stays until another is begun.
+    shutil.copytree(tmp_path / "spool" / "process-1", tmp_path / "spool" / "process-2")
+    assert list((tmp_path / "spool" / "process-2").glob("*.log"))
+    streams[0].close()
+    assert waiting(started(2, 0)) == []
+    assert not list((tmp_path / "spool" / "process-2").glob("*.log"))
 
 
 def test_a_frame_that_was_cut_off_is_no_damage_and_loses_nothing_else(started, tmp_path, caplog):
