@@ -120,7 +120,14 @@ class Artifacts:
 
     def _served(self, version: str, folder: Path) -> Classifier:
         model = self._settings.model
-        return load_version(folder, version, batch=model.batch, threads=model.threads, encoder=model.name)
+        return load_version(
+            folder,
+            version,
+            batch=model.batch,
+            threads=model.threads,
+            graph_threads=model.threads,
+            encoder=model.name,
+        )
 
 
 def _seconds(classifier: Classifier, texts: Sequence[str]) -> float:

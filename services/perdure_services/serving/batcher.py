@@ -66,7 +66,7 @@ class Batcher:
 
     Args:
         champion: what answers now.
-        workers: threads.
+        threads: that run batches.
         max_batch: most texts in one forward pass.
         max_queue: most requests that wait.
         queue_seconds: longest expected wait that is accepted in a burst.
@@ -79,7 +79,7 @@ class Batcher:
         self,
         champion: Callable[[], Champion | None],
         *,
-        workers: int = 1,
+        threads: int = 1,
         max_batch: int,
         max_queue: int,
         queue_seconds: float,
@@ -106,7 +106,7 @@ class Batcher:
         self._answered = float("-inf")
         self._threads = [
             threading.Thread(target=self._run, name=f"perdure-batcher-{number}", daemon=True)
-            for number in range(workers)
+            for number in range(threads)
         ]
         metrics.watch(metrics.queue, lambda: len(self._line))
         metrics.watch(metrics.queue_wait, lambda: self.expected_wait)

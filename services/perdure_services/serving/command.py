@@ -19,11 +19,11 @@ from perdure.registry import Registry
 from perdure.registry.cache import prune
 from perdure.stream import open_stream
 from perdure_services.keys import redacted
+from perdure_services.serving.cores import share_of, threads_of_batch
 from perdure_services.serving.exposure import check_exposure, warnings
 from perdure_services.serving.processes import start_fleet
 from perdure_services.serving.server import listen, run
 from perdure_services.serving.spool.spooled_stream import with_spool
-from perdure_services.serving.workers import threads_of
 
 CACHE = Path("var/perdure/cache")
 """Where versions of a remote registry are kept, relative to the working folder."""
@@ -80,6 +80,7 @@ def loader(settings: Settings, registry: Registry) -> Callable[[str], Classifier
 
     # A version knows the name of its encoder; a name in the settings says where it lies on this machine.
     encoder = settings.model.name if settings.model.name != ModelSettings().name else None
+    serving = settings.serving
 
     def load(version: str) -> Classifier:
         # Imported here: what runs a model takes a second, and `--help` must not.
@@ -89,9 +90,9 @@ def loader(settings: Settings, registry: Registry) -> Callable[[str], Classifier
             registry.fetch(version, CACHE),
             version,
             batch=settings.model.batch,
-            threads=settings.model.threads,
-            graph_threads=threads_of(settings.serving),
-            engine=settings.serving.engine,
+            threads=settings.model.threads or (share_of(serving) if serving.processes > 1 else 0),
+            graph_threads=settings.model.threads or threads_of_batch(serving),
+            engine=serving.engine,
             encoder=encoder,
         )
         # One more copy with every swap would fill the disk.

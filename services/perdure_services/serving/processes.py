@@ -43,7 +43,7 @@ def start_fleet(settings: Settings, listener: socket.socket, *, command: Sequenc
         OSError: the folder for the processes cannot be made, the port for gRPC is taken.
     """
     check_exposure(listener.getsockname()[0], settings.serving)
-    settings = settings_of_each(settings)
+    check_shared(settings)
     kept = [listener]
     if settings.serving.grpc_port is not None:
         reserved = reserve(settings.serving.host, settings.serving.grpc_port)
@@ -76,7 +76,7 @@ def make_folder(processes: int) -> Path:
 
 
 def spec_of(settings: Settings, listener: socket.socket, *, command: Sequence[str] = WORKER) -> Spec:
-    """What the parent is told. `settings` are those of each process (`settings_of_each`)."""
+    """What the parent is told. `settings` are those of each process."""
     serving = settings.serving
     level = logging.getLogger().getEffectiveLevel()
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
@@ -95,8 +95,8 @@ def spec_of(settings: Settings, listener: socket.socket, *, command: Sequence[st
     )
 
 
-def settings_of_each(settings: Settings) -> Settings:
-    """`settings` as each of the processes has them: cores are shared out.
+def check_shared(settings: Settings) -> None:
+    """Refuses what several processes cannot share.
 
     Raises:
         SettingError: the stream or the registry is in the memory of one process.
@@ -108,16 +108,6 @@ def settings_of_each(settings: Settings) -> Settings:
                 f"{name} cannot be {url!r} with serving.processes={processes}: what is in the memory of one process "
                 "the others do not see. Name a file, a folder or a service, or set serving.processes to 1"
             )
-    if settings.model.threads:
-        return settings
-    return settings.with_values({"model.threads": max(cores() // processes, 1)})
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def reserve(host: str, port: int) -> socket.socket:

@@ -21,6 +21,7 @@ from perdure.stream.base import Stream
 from perdure_services.serving.batcher import Answer, Batcher, no_champion
 from perdure_services.serving.champion import WARM_UP, ChampionWatcher
 from perdure_services.serving.choice import check_labels, choices
+from perdure_services.serving.cores import batches_at_once
 from perdure_services.serving.courier import Courier
 from perdure_services.serving.deadline import current_deadline, too_late
 from perdure_services.serving.exclusive import shared
@@ -33,7 +34,6 @@ from perdure_services.serving.spool.forwarder import Forwarder
 from perdure_services.serving.spool.spooled_stream import SpooledStream
 from perdure_services.serving.thresholds import Thresholds
 from perdure_services.serving.tracing import note
-from perdure_services.serving.workers import workers_of
 
 RECORD_SECONDS = 0.25
 """How long an answer waits for its record to be durable."""
@@ -127,7 +127,7 @@ class Service:
         )
         self.batcher = Batcher(
             lambda: self.champions.current,
-            workers=workers_of(settings),
+            threads=batches_at_once(settings),
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             queue_seconds=settings.queue_seconds,

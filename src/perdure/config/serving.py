@@ -30,9 +30,9 @@ class ServingSettings(Section):
     """Port for the Open Inference Protocol over gRPC, at the same address; 0 takes a free one, none is off."""
     engine: Literal["auto", "onnx", "torch"] = "auto"
     """What runs the model: ONNX Runtime where a version was exported (`model.export`), else torch; or one of both."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Forward passes that run at once, where versions are exported; 0 for one a core, up to four. They share the cores:
-    of 16, each of four gets four."""
+    parallel_batches: Annotated[int, Field(ge=0)] = 0
+    """Batches that a process runs at once, where versions are exported; 0 for one a core, up to four. They share the
+    cores: of 16, each of four gets four."""
     max_batch: Count = 32
     """Most texts answered in one forward pass."""
     batch_seconds: Positive = 0.025

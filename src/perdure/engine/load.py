@@ -28,8 +28,8 @@ def load_version(
         folder: with a version's files.
         version: its name.
         batch: texts in one pass of the encoder.
-        threads: of one pass; 0 leaves the choice to what runs it.
-        graph_threads: the same for exported graphs, where `threads` is 0: several passes over these may run at once.
+        threads: of one pass by torch; 0 leaves the choice to it.
+        graph_threads: of one pass by exported graphs, several of which may run at once; 0 for as many as cores.
         engine: `onnx` or `torch` for that and no other.
         encoder: for torch: where the encoder is found on this machine; by default under the name it had.
 
@@ -39,7 +39,7 @@ def load_version(
         ModelNotFound: the encoder is not here.
     """
     if engine != "torch" and exported(folder):
-        return load_served(folder, version, batch=batch, threads=threads or graph_threads)
+        return load_served(folder, version, batch=batch, threads=graph_threads)
     if engine == "onnx":
         raise VersionDamaged(
             f"version {version} was not exported: set serving.engine to auto or torch, or model.export to auto and let "

@@ -31,10 +31,10 @@ def champion(scripted):
 def start():
     started = []
 
-    def begin(source, *, workers=1, max_batch=4, max_queue=100, queue_seconds=60.0, batch_seconds=60.0, cut=640):
+    def begin(source, *, threads=1, max_batch=4, max_queue=100, queue_seconds=60.0, batch_seconds=60.0, cut=640):
         batcher = Batcher(
             source if callable(source) else lambda: source,
-            workers=workers,
+            threads=threads,
             max_batch=max_batch,
             max_queue=max_queue,
             queue_seconds=queue_seconds,
@@ -314,7 +314,7 @@ def test_several_batches_run_at_once_where_the_version_allows_it(champion, start
     served = champion()
     served.classifier.concurrent = True
     # Whatever runs is expected to take longer than this.
-    batcher = start(served, workers=2, batch_seconds=1e-9)
+    batcher = start(served, threads=2, batch_seconds=1e-9)
     batcher.submit(["before"]).result(5)
     served.classifier.gate.clear()
     first = batcher.submit(["order"])
@@ -332,7 +332,7 @@ def test_several_batches_run_at_once_where_the_version_allows_it(champion, start
 
 def test_one_batch_at_a_time_where_it_does_not(champion, start, until):
     served = champion()
-    batcher = start(served, workers=2)
+    batcher = start(served, threads=2)
     batcher.submit(["before"]).result(5)
     served.classifier.gate.clear()
     first = batcher.submit(["order"])
@@ -348,7 +348,7 @@ def test_one_batch_at_a_time_where_it_does_not(champion, start, until):
 def test_a_small_batch_waits_rather_than_run_beside_another_one(champion, start, until, monkeypatch):
     served = champion()
     served.classifier.concurrent = True
-    batcher = start(served, workers=2, max_batch=32)
+    batcher = start(served, threads=2, max_batch=32)
     batcher.submit(["before"]).result(5)
     # Ten characters, and ten for the text itself, take a fifth of what is fixed.
     monkeypatch.setattr(batcher._pace, "learn", lambda work, seconds: None)
@@ -370,7 +370,7 @@ def test_a_small_batch_waits_rather_than_run_beside_another_one(champion, start,
 def test_a_small_batch_does_not_wait_for_one_that_takes_long(champion, start, until, monkeypatch):
     served = champion()
     served.classifier.concurrent = True
-    batcher = start(served, workers=2, batch_seconds=0.05)
+    batcher = start(served, threads=2, batch_seconds=0.05)
     batcher.submit(["before"]).result(5)
     monkeypatch.setattr(batcher._pace, "learn", lambda work, seconds: None)
     batcher._pace.fixed, batcher._pace.per_work = 0.02, 1e-9

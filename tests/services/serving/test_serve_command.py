@@ -71,8 +71,13 @@ def test_threads_go_where_the_model_runs(serve, ran, monkeypatch):
     monkeypatch.setattr("perdure_services.serving.command.threadpool_limits", lambda count, **given: blas.append(count))
     monkeypatch.setattr("perdure.engine.load.load_version", lambda *args, **given: asked.append(given))
     monkeypatch.setattr(Registry, "fetch", lambda self, version, cache: cache)
-    monkeypatch.setattr("perdure_services.serving.workers.cores", lambda: 16)
-    cases = [([], 0, 4), (["model.threads=3"], 3, 4), (["serving.workers=2"], 0, 8), (["serving.workers=40"], 0, 1)]
+    monkeypatch.setattr("perdure_services.serving.cores.cores", lambda: 16)
+    cases = [
+        ([], 0, 4),
+        (["model.threads=3"], 3, 3),
+        (["serving.parallel_batches=2"], 0, 8),
+        (["serving.parallel_batches=40"], 0, 1),
+    ]
     for sets, threads, graph_threads in cases:
         assert serve("--port", "0", *(part for one in sets for part in ("--set", one))).exit_code == 0
         ran[-1][-1]("v1")

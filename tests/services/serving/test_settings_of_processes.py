@@ -1,4 +1,4 @@
-"""What is checked, divided and reserved before several processes are started."""
+"""What is checked, shared out and reserved before several processes are started."""
 
 from __future__ import annotations
 
@@ -10,25 +10,34 @@ import pytest
 
 from perdure.config import Settings
 from perdure.errors import SettingError
-from perdure_services.serving import processes
-from perdure_services.serving.processes import make_folder, reserve, settings_of_each, spec_of
+from perdure_services.serving import cores
+from perdure_services.serving.cores import batches_at_once, share_of, threads_of_batch
+from perdure_services.serving.processes import check_shared, make_folder, reserve, spec_of
 from perdure_services.serving.server import listen
 
 
 @pytest.mark.parametrize(
-    ("cores", "count", "threads", "each"), [(8, 2, 0, 4), (8, 3, 0, 2), (2, 4, 0, 1), (8, 2, 5, 5)]
+    ("there", "processes", "asked", "share", "batches", "threads"),
+    [
+        (2, 1, 0, 2, 2, 1),
+        (16, 1, 0, 16, 4, 4),
+        (16, 2, 0, 8, 4, 2),
+        (8, 3, 0, 2, 2, 1),
+        (2, 4, 0, 1, 1, 1),
+        (8, 1, 2, 8, 2, 4),
+    ],
 )
-def test_cores_are_shared_out_unless_somebody_has_said_how_many(monkeypatch, cores, count, threads, each):
-    monkeypatch.setattr(processes, "cores", lambda: cores)
-    given = Settings().with_values({"serving.processes": count, "model.threads": threads})
-    assert settings_of_each(given).model.threads == each
+def test_cores_are_shared_out(monkeypatch, there, processes, asked, share, batches, threads):
+    monkeypatch.setattr(cores, "cores", lambda: there)
+    given = Settings().with_values({"serving.processes": processes, "serving.parallel_batches": asked}).serving
+    assert (share_of(given), batches_at_once(given), threads_of_batch(given)) == (share, batches, threads)
 
 
 @pytest.mark.parametrize("setting", ["stream.url", "registry.url"])
 def test_what_is_in_the_memory_of_one_process_cannot_be_shared(setting):
     scheme = "memory:" if setting == "stream.url" else "memory://"
     with pytest.raises(SettingError, match=rf"{setting} cannot be '{scheme}' with serving.processes=2"):
-        settings_of_each(Settings().with_values({"serving.processes": 2, setting: scheme}))
+        check_shared(Settings().with_values({"serving.processes": 2, setting: scheme}))
 
 
 def test_workers_are_given_the_settings_and_the_time_to_end():
