@@ -19,7 +19,8 @@ class ModelSettings(Section):
     batch: Count = 32
     """Texts embedded at once."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of this process; 0 leaves the choice to torch, or shares the cores out among `serving.processes`."""
+    """CPU threads of this process; 0 leaves the choice to torch. In serving they are those of one batch, and with 0 the
+    cores are shared out."""
     export: Literal["auto", "int8", "float32", "none"] = "auto"
     """What a version is exported to, for serving without torch. `auto` takes 8-bit integers where they answer like the
     version itself, else float32; `none` leaves it to torch."""
