@@ -102,6 +102,14 @@ def loader(settings: Settings, registry: Registry) -> Callable[[str], Classifier
     return load
 
 
+def limit_threads() -> None:
+    """One thread for what is small: more would only take cores from the encoder and from requests."""
+    # The heads' products.
+    threadpool_limits(1, user_api="blas")
+    # Batches, to the tokenizer.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
 def _settings(config: Path | None, overrides: list[str], host: str | None, port: int | None) -> Settings:
     settings = load_settings(config, overrides)
     given = {"serving.host": host, "serving.port": port}
@@ -120,10 +128,7 @@ def _serve(settings: Settings) -> None:
     if serving.processes > 1:
         start_fleet(settings, listen(serving.host, serving.port))
     registry = Registry(settings.registry.url)
-    # The heads' products are small: threads for them would only take cores from the encoder and from requests.
-    threadpool_limits(1, user_api="blas")
-    # So are batches for the tokenizer's.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    limit_threads()
     load = loader(settings, registry)
     with (
         listen(serving.host, serving.port) as listener,

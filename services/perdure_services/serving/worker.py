@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from threadpoolctl import threadpool_limits
 
 from perdure import logs
 from perdure.config import Settings
@@ -27,7 +26,7 @@ from perdure_services.fleet.hello import Hello
 from perdure_services.keys import redacted
 from perdure_services.serving import merged_metrics, subjects
 from perdure_services.serving.api import create_app
-from perdure_services.serving.command import FAILURE, USAGE, loader
+from perdure_services.serving.command import FAILURE, USAGE, limit_threads, loader
 from perdure_services.serving.server import SWITCH_SECONDS, Server, configured, ready_line
 from perdure_services.serving.service import PROBE_SECONDS, Service
 from perdure_services.serving.siblings import Siblings
@@ -190,8 +189,7 @@ def serve(hello: Hello, line: socket.socket, loading: Loader = loader) -> None:
     """
     settings = Settings.model_validate(hello.given["settings"])
     registry = Registry(settings.registry.url)
-    # As for one process.
-    threadpool_limits(1, user_api="blas")
+    limit_threads()
     sys.setswitchinterval(SWITCH_SECONDS)
     load = loading(settings, registry)
     tls = tls_context(settings.serving)

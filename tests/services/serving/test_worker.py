@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sys
 import time
 
 import pytest
 import uvicorn
 
 from perdure.config import Settings
+from perdure.errors import RegistryError
 from perdure_services.fleet.beat import ASKED, CONNECTION, Beat
 from perdure_services.fleet.hello import Hello
-from perdure_services.serving import create_app
+from perdure_services.serving import command, create_app
 from perdure_services.serving import service as service_module
 from perdure_services.serving.siblings import Siblings
-from perdure_services.serving.worker import Worker
+from perdure_services.serving.worker import Worker, serve
 
 
 @pytest.fixture
@@ -93,6 +96,22 @@ def test_that_another_one_was_asked_for_readiness_counts_but_is_not_told_on(work
     assert not told(worker, lines).asked, "once for each time"
     monkeypatch.setattr(service_module, "BALANCED_SECONDS", 0.0)
     assert not service.balanced
+
+
+def test_its_libraries_have_the_threads_that_they_have_in_one_process(lines, tmp_path, monkeypatch):
+    blas = []
+    monkeypatch.setattr(sys, "setswitchinterval", lambda seconds: None)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    monkeypatch.setattr(command, "threadpool_limits", lambda count, **given: blas.append(count))
+    given = {"settings": Settings().with_values({"registry.url": str(tmp_path)}).model_dump(mode="json")}
+
+    def loading(settings, registry):
+        raise RegistryError("far enough")
+
+    with pytest.raises(RegistryError, match="far enough"):
+        serve(Hello(0, 2, 0, str(tmp_path), given), lines[1], loading)
+    assert (blas, os.environ["TOKENIZERS_PARALLELISM"]) == ([1], "false")
 
 
 def test_a_parent_that_listens_to_nobody_stops_nothing(worker, lines, caplog):
