@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from contestants.plot import MARKERS, STYLE
 from servers.entrants import BARE_LOOP, PERDURE
@@ -69,6 +70,10 @@ def _latencies(axes: Axes, measured: Mapping[str, Mapping[str, Any]]) -> None:
     axes.axhline(P99_MS, color="grey", linewidth=0.8, linestyle="--")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter("{x:,.0f}")
+        axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("requests/s, open loop")
     axes.set_ylabel("99th percentile of latency, ms")
     axes.grid(linewidth=0.4, alpha=0.5)
