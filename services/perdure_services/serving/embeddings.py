@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from perdure.records import Float
 from perdure_services.serving.access import needs
 from perdure_services.serving.direct import DirectRoute
 from perdure_services.serving.explanations import explanations_of
-from perdure_services.serving.schemas import StrictRequest, Text
+from perdure_services.serving.schemas import StrictRequest, Texts
 
 router = APIRouter(prefix="/v1", route_class=DirectRoute, tags=["predictions"])
 
@@ -23,7 +23,7 @@ Encoding = Literal["float", "base64"]
 class EmbeddingsRequest(StrictRequest):
     """Texts to embed."""
 
-    texts: Annotated[tuple[Text, ...], Field(min_length=1, fail_fast=True)]
+    texts: Texts
     encoding: Encoding = "float"
     """`float`: lists of numbers. `base64`: of the same as float32, little-endian, which is a third as long."""
 

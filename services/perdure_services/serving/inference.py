@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from perdure.config import MAX_TEXTS
 from perdure_services.serving.refusal import Refusal
 from perdure_services.serving.schemas import AllowedLabels, Flag, Id, StrictRequest, Subject, Text, TopK
 from perdure_services.serving.service import Answered, Service
@@ -95,7 +96,8 @@ class InputTensor(BaseModel):
     shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=2)]
     datatype: Literal["BYTES"]
     data: Annotated[
-        tuple[Text | Annotated[tuple[Text, ...], Field(fail_fast=True)], ...], Field(min_length=1, fail_fast=True)
+        tuple[Text | Annotated[tuple[Text, ...], Field(max_length=MAX_TEXTS, fail_fast=True)], ...],
+        Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True),
     ]
 
     def texts(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
+from perdure.config import MAX_TEXTS
 from perdure.records import MAX_LABEL_CHARS, MAX_TEXT_BYTES
 from perdure_services.serving.refusal import TOO_LARGE
 
@@ -72,6 +73,7 @@ Text = Annotated[
         json_schema_extra={"pattern": f"[^{_BLANK}]", "maxLength": MAX_TEXT_BYTES},
     ),
 ]
+Texts = Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)]
 Id = Annotated[str, Field(max_length=MAX_NAME_CHARS), AfterValidator(_name), _NAME]
 LabelName = Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(_name), _NAME]
 Subject = Annotated[str, Field(max_length=200), AfterValidator(_name), _NAME]
@@ -122,7 +124,7 @@ class PredictRequest(StrictRequest):
     model_config = _either("text", "texts")
 
     text: Text | None = None
-    texts: Annotated[tuple[Text, ...], Field(min_length=1, fail_fast=True)] | None = None
+    texts: Texts | None = None
     top_k: TopK | None = None
     """How many of the most probable labels to return, beside the best."""
     labels: AllowedLabels | None = None

@@ -10,12 +10,13 @@ from perdure.config.keeping import MemorySettings, RegistrySettings
 from perdure.config.learning import GateSettings, JudgeSettings, LoraSettings, ModelSettings, TrainerSettings
 from perdure.config.loading import ENV_PREFIX, load_settings, names_setting
 from perdure.config.section import Count, Device, Positive, Section, Share
-from perdure.config.serving import ALLOW_ANONYMOUS, AllowAnonymous, LogSettings, ServingSettings
+from perdure.config.serving import ALLOW_ANONYMOUS, MAX_TEXTS, AllowAnonymous, LogSettings, ServingSettings
 from perdure.config.settings import Settings, describe_settings, setting_names
 
 __all__ = [
     "ALLOW_ANONYMOUS",
     "ENV_PREFIX",
+    "MAX_TEXTS",
     "AllowAnonymous",
     "Count",
     "Device",

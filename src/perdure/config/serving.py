@@ -16,6 +16,10 @@ ALLOW_ANONYMOUS: str = get_args(AllowAnonymous)[1]
 """What `serving.allow_anonymous` must say."""
 
 
+MAX_TEXTS = 10_000
+"""Most texts that one request may ever have; more are not even read."""
+
+
 class ServingSettings(Section):
     """The online API."""
 
@@ -47,7 +51,7 @@ class ServingSettings(Section):
     """Longest that a request may take; then it is answered 504. Clients ask for less with `X-Request-Timeout-Ms`."""
     refresh_seconds: Positive = 1.0
     """How often serving looks for a new promotion."""
-    max_texts: Count = 64
+    max_texts: Annotated[int, Field(ge=1, le=MAX_TEXTS)] = 64
     """Most texts in one request."""
     max_text_bytes: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000_000
     """Longest text, in UTF-8; what the encoder does not see of it (`model.max_tokens`) is recorded all the same."""

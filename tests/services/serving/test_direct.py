@@ -8,6 +8,7 @@ import pytest
 from fastapi import Request
 from pydantic import BaseModel
 
+from perdure.config import MAX_TEXTS
 from perdure_services.serving.access import open_to_all
 from perdure_services.serving.direct import DirectRoute, body_model
 
@@ -60,6 +61,16 @@ def test_both_ways_answer_alike(client, path, body):
     direct = client.post(path, content=body, headers=headers)
     through = client.post(path + "?beside=1", content=body, headers=headers)
     assert said(direct) == said(through)
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/embeddings", "/v2/models/perdure/infer"])
+def test_of_a_million_texts_no_more_are_read_than_a_request_may_ever_have(client, path):
+    many = ["a"] * 1_000_000
+    tensor = {"name": "text", "shape": [len(many)], "datatype": "BYTES", "data": many}
+    body = {"inputs": [tensor]} if "infer" in path else {"texts": many}
+    refused = client.post(path, json=body)
+    assert refused.status_code == 422
+    assert f"{MAX_TEXTS} items" in refused.json()["detail"]
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/xml", None])
