@@ -149,7 +149,7 @@ class Broker:
         jars = fetch()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._prepare(jars)
-        internal, controller = _free_port(self.port), _free_port(self.port)
+        internal, controller = self._inner_ports()
         config = self._write("server.properties", self.folder / "data", internal, controller)
         since = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as log:
@@ -253,10 +253,15 @@ class Broker:
             password = self.password_file.read_text(encoding="utf-8")
             users = ["--add-scram", f"SCRAM-SHA-512=[name={self.username},password={password}]"]
         with whole_folder(data) as made:
-            config = self._write("format.properties", made, _free_port(), _free_port())
+            config = self._write("format.properties", made, *self._inner_ports())
             tool = java_command(jars, "kafka.tools.StorageTool", "format", "--cluster-id", _cluster_id())
             run([*tool, "--config", str(config), *users], "format the broker's data folder")
             config.unlink()
+
+    def _inner_ports(self) -> tuple[int, int]:
+        """Free ports for the broker's own listener and its controller's; none of a broker's may be the same."""
+        internal = _free_port(self.port)
+        return internal, _free_port(self.port, internal)
 
     def _write(self, name: str, data: Path, internal: int, controller: int) -> Path:
         """Writes the broker's settings into the file `name`."""

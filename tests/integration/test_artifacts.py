@@ -7,6 +7,7 @@ import json
 import pytest
 
 from perdure import artifact
+from perdure.engine.exporter import Export
 from perdure.engine.load import load_version
 from perdure.engine.served import ServedClassifier
 from perdure.errors import ExportError
@@ -68,7 +69,7 @@ def test_where_eight_bits_answer_otherwise_it_is_float32(desk, exporting, monkey
         # As if the encoder had lost what it knows: every text is empty.
         tokenizer = json.loads(made.shared["tokenizer.json"])
         tokenizer["model"]["vocab"] = {word: min(row, 3) for word, row in tokenizer["model"]["vocab"].items()}
-        return artifact.Export(made.files, {**made.shared, "tokenizer.json": json.dumps(tokenizer).encode()})
+        return Export(made.files, {**made.shared, "tokenizer.json": json.dumps(tokenizer).encode()})
 
     monkeypatch.setattr(graphs, "export", coarse)
     desk.teach("refund", "parcel")

@@ -185,6 +185,18 @@ def test_sasl_ssl_asks_who_it_is(own_broker: Callable[..., Any]) -> None:
         ssl.create_default_context().wrap_socket(plain, server_hostname="localhost")
 
 
+def test_no_two_listeners_get_one_port(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unlucky:
+        def sample(self, ports: Any, count: int) -> list[int]:
+            return list(ports)[:count]
+
+    monkeypatch.setattr(module.random, "SystemRandom", Unlucky)
+    monkeypatch.setattr(module, "_is_free", lambda port: True)
+    broker = module.Broker(tmp_path)
+    ports = [broker.port, *broker._inner_ports()]
+    assert len(set(ports)) == 3
+
+
 # ── the command ──
 def test_the_command_says_where_it_is_and_ends_in_order(kafka_broker: Any, module: Any, tmp_path: Path) -> None:
     port = module._free_port()
