@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -156,3 +157,18 @@ def test_weights_that_are_no_numbers_are_found(written: Written) -> None:
     assert served.finite()
     served._weights = np.full_like(served._weights, np.nan)
     assert not served.finite()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_the_runtime_tells_nobody_anything():
+    code = "import os, perdure.engine.onnx_encoder; print(len(os.listdir('/proc/self/task')))"
+    named = ("ORT_DISABLE_TELEMETRY", "CI", "GITHUB_ACTIONS", "JENKINS_URL")
+    environ = {name: value for name, value in os.environ.items() if name not in named}
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert told.stdout == "1\n", told.stderr
