@@ -236,3 +236,19 @@ def guarded(
         return serving(keys=str(file), **settings)
 
     return start
+
+
+@pytest.fixture
+def channel() -> Iterator[Callable[[TestClient], Any]]:
+    """Opens a channel to the gRPC server beside an app."""
+    import grpc
+
+    opened: list[Any] = []
+
+    def connect(client: TestClient) -> Any:
+        opened.append(grpc.insecure_channel(f"127.0.0.1:{client.app.state.grpc_port}"))
+        return opened[-1]
+
+    yield connect
+    for one in opened:
+        one.close()

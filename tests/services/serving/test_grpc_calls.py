@@ -70,19 +70,6 @@ class Silence:
 
 
 @pytest.fixture
-def channel():
-    opened = []
-
-    def connect(client):
-        opened.append(grpc.insecure_channel(f"127.0.0.1:{client.app.state.grpc_port}"))
-        return opened[-1]
-
-    yield connect
-    for one in opened:
-        one.close()
-
-
-@pytest.fixture
 def logged(monkeypatch):
     """The lines of the access log, with what was bound to each."""
     lines = []

@@ -53,20 +53,6 @@ def values(answer):
 
 
 @pytest.fixture
-def channel(serving):
-    """Opens a channel to the gRPC server beside an app with these settings."""
-    opened = []
-
-    def connect(client):
-        opened.append(grpc.insecure_channel(f"127.0.0.1:{client.app.state.grpc_port}"))
-        return opened[-1]
-
-    yield connect
-    for one in opened:
-        one.close()
-
-
-@pytest.fixture
 def v1(registry, publish, serving, channel):
     publish(registry, "v1")
     with serving(grpc_port=0, max_texts=8) as client:
