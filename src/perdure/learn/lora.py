@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from perdure.learn.ewc import Anchor, decayed_sum
 from perdure.learn.job import EncoderName, Job
 from perdure.learn.network import HEAD, HEAD_SCALE, Network, Origin, TrainingSet
 from perdure.learn.processes import Processes
+from perdure.learn.replicas import Replicas, gradients_of
 from perdure.model.adapter import AdapterShape
 from perdure.model.encoder import Encoder
 
@@ -176,39 +177,26 @@ class LoraLearner:
         ]
         batches = [batch for epoch in epochs for batch in epoch]
         parameters = network.parameters()
-        both = _gradients_of(parameters)
+        both = gradients_of(parameters)
         gradients = both[:-1]
         pull = network.pull(anchor, settings.ewc) if anchor is not None and settings.ewc else None
         optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_then_cosine(len(batches)))
         losses: list[Tensor] = []
-        for step, batch in enumerate(batches):
-            both.zero_()
-            part = network.loss(batch, settings)
-            if part is not None:
-                part.backward()  # type: ignore[no-untyped-call]
-                both[-1] = part.detach()
-            processes.add_up(both)
-            loss = both[-1].clone()
-            if pull is not None:
-                loss = loss + pull.add_gradients()
-            _clip(gradients)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss)
-            self._progress(step + 1, len(batches))
+        with Replicas(network, settings.batch, both.device) as replicas:
+            for step, batch in enumerate(batches):
+                replicas.sum_gradients(batch, settings, both)
+                processes.add_up(both)
+                loss = both[-1].clone()
+                if pull is not None:
+                    loss = loss + pull.add_gradients()
+                _clip(gradients)
+                optimizer.step()
+                schedule.step()
+                losses.append(loss)
+                self._progress(step + 1, len(batches))
         tail = losses[-max(1, len(losses) // 10) :]
         return len(batches), float(torch.stack(tail).mean())
-
-
-def _gradients_of(parameters: Sequence[Tensor]) -> Tensor:
-    """Gives all parameters gradients that lie in one piece of memory; that, with a place for the loss at its end."""
-    sizes = [parameter.numel() for parameter in parameters]
-    gradients = torch.zeros(sum(sizes) + 1, device=parameters[0].device)
-    pieces = torch.split(gradients[:-1], sizes)
-    for parameter, piece in zip(parameters, pieces, strict=True):
-        parameter.grad = piece.view_as(parameter)
-    return gradients
 
 
 def _name_of(encoder: Encoder) -> EncoderName:

@@ -14,6 +14,7 @@ from perdure.learn.ewc import EXACT_CLASSES, Anchor, fisher_information
 from perdure.learn.lowrank import in_precision, with_factors
 from perdure.learn.processes import Processes
 from perdure.learn.pull import Pull
+from perdure.learn.replicas import Replica
 from perdure.model.adapter import AdapterShape, linear_names
 from perdure.model.encoder import Encoder
 from perdure.model.trunk_cache import TrunkCache
@@ -152,19 +153,22 @@ class Network:
         column = {label: index for index, label in enumerate(self.labels)}
         return [column[label] for label in origin.labels]
 
-    def _logits(self, embeddings: Tensor) -> Tensor:
-        return nn.functional.linear(HEAD_SCALE * embeddings, self.head)
+    def replica(self) -> Replica:
+        """The layers and the head once more, for a thread that computes a part of each batch."""
+        return Replica.of(self._top, self._maps, self.head)
 
-    def loss(self, batch: Sequence[int], settings: LoraSettings) -> Tensor | None:
-        """Cross-entropy over all labels, and towards the champion's answers over those that it knows.
+    def rows(self, batch: Sequence[int]) -> list[int]:
+        """The rows of `batch` that are this process's, by length."""
+        return sorted((row for row in batch if row in self._mine), key=lambda row: (len(self.tokens[row]), row))
 
-        Both are means over `batch`. Of several processes each gives its own rows' part, and the parts add up; None
-        where it has no row.
+    def loss(self, replica: Replica, rows: Sequence[int], batch: Sequence[int], settings: LoraSettings) -> Tensor:
+        """The part of `rows` in the loss of `batch`; the parts add up.
+
+        Cross-entropy over all labels, and towards the champion's answers over those that it knows; both are means over
+        `batch`.
         """
-        rows = [row for row in batch if row in self._mine]
-        if not rows:
-            return None
-        logits = self._logits(self._trunks.batch(rows).embed(self._top))
+        embeddings = self._trunks.batch(rows).embed(replica.top)
+        logits = nn.functional.linear(HEAD_SCALE * embeddings, replica.head)
         index = torch.tensor(rows, device=logits.device)
         targets = self._targets[index]
         loss = nn.functional.cross_entropy(logits, targets, reduction="sum") / len(batch)
