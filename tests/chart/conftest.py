@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -140,7 +141,7 @@ def render(helm: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -
         text = json.dumps([values, least, version], sort_keys=True)
         if text not in rendered:
             # YAML's readers take JSON.
-            file = folder / f"{len(list(folder.iterdir()))}.yaml"
+            file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
             file.write_text(json.dumps(merged(LEAST if least else {}, values or {})), encoding="utf-8")
             rendered[text] = manifests(helm(version, "template", "live", str(CHART), "-n", "ml", "-f", str(file)))
         return rendered[text]
@@ -176,8 +177,8 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-@pytest.fixture
-def refused(render: Callable[..., Manifests]) -> Iterator[Callable[..., str]]:
+@pytest.fixture(scope="session")
+def refused(render: Callable[..., Manifests]) -> Callable[..., str]:
     """What Helm says to values that it refuses."""
 
     def run(values: Mapping[str, Any], **named: Any) -> str:
@@ -185,4 +186,21 @@ def refused(render: Callable[..., Manifests]) -> Iterator[Callable[..., str]]:
             render(values, **named)
         return " ".join(str(caught.value).split())
 
-    yield run
+    return run
+
+
+@pytest.fixture(scope="session")
+def refused_all(refused: Callable[..., str]) -> Callable[[Mapping[str, Mapping[str, Any]]], dict[str, str]]:
+    """The same of many, by name, two at a time; of values that are not refused an empty text."""
+
+    def one(values: Mapping[str, Any]) -> str:
+        try:
+            return refused(values)
+        except pytest.fail.Exception:
+            return ""
+
+    def run(many: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return dict(zip(many, pool.map(one, many.values()), strict=True))
+
+    return run
