@@ -143,9 +143,9 @@ def test_disruption_budget_only_where_one_may_go(render: Render) -> None:
 
 
 def test_spread_by_zone_and_node(render: Render) -> None:
-    spread = render({"serving": {"topologySpread": {"zone": "DoNotSchedule", "node": "Off"}}}).pods()["serving"]["spec"][
-        "topologySpreadConstraints"
-    ]
+    spread = render({"serving": {"topologySpread": {"zone": "DoNotSchedule", "node": "Off"}}}).pods()["serving"][
+        "spec"
+    ]["topologySpreadConstraints"]
     assert [(each["topologyKey"], each["whenUnsatisfiable"]) for each in spread] == [
         ("topology.kubernetes.io/zone", "DoNotSchedule")
     ]
@@ -263,7 +263,10 @@ def test_strimzi_makes_cluster_topic_and_user(render: Render) -> None:
     assert topic["config"]["retention.ms"] == 168 * 3600 * 1000
     user = found.one("KafkaUser")["metadata"]["name"]
     [volume] = [each for each in found.pods()["serving"]["spec"]["volumes"] if each["name"] == "kafka"]
-    assert [source["secret"]["name"] for source in volume["projected"]["sources"]] == [user, f"{cluster}-cluster-ca-cert"]
+    assert [source["secret"]["name"] for source in volume["projected"]["sources"]] == [
+        user,
+        f"{cluster}-cluster-ca-cert",
+    ]
     assert f"sasl_username: {user}" in found.settings()
     assert f"kafka://{cluster}-kafka-bootstrap:9093" in found.settings()
     acls = {
@@ -325,7 +328,9 @@ def test_sqlite_keeps_all_pods_on_one_node(cases: dict[tuple[str, str], Any]) ->
         found = cases[case, "4"]
         pods = found.pods()
         for component in ("serving", "trainer"):
-            [term] = pods[component]["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+            [term] = pods[component]["spec"]["affinity"]["podAffinity"][
+                "requiredDuringSchedulingIgnoredDuringExecution"
+            ]
             assert term["topologyKey"] == "kubernetes.io/hostname"
             wanted = term["labelSelector"]["matchLabels"]
             assert all(wanted.items() <= pods[each]["metadata"]["labels"].items() for each in pods)
@@ -349,7 +354,9 @@ def test_registry_on_a_volume_or_an_object_store(render: Render) -> None:
     assert "url: /var/lib/perdure/registry" in found.settings()
     volume["registry"]["volume"] = {"existingClaim": "theirs"}  # type: ignore[dict-item]
     assert not [each for each in render(volume).of("PersistentVolumeClaim") if "registry" in each["metadata"]["name"]]
-    found = render({"registry": {"credentials": {"existingSecret": "keys"}, "env": [{"name": "AWS_REGION", "value": "x"}]}})
+    found = render(
+        {"registry": {"credentials": {"existingSecret": "keys"}, "env": [{"name": "AWS_REGION", "value": "x"}]}}
+    )
     for component in ("serving", "trainer"):
         assert found.container(component)["envFrom"] == [{"secretRef": {"name": "keys"}}]
         assert found.environment(component)["AWS_REGION"] == "x"
@@ -503,7 +510,9 @@ def test_pods_take_what_is_said_of_them(render: Render) -> None:
     found = render({"serving": said, "trainer": said, "ingester": {**said, "enabled": True}})
     for component, pod in found.pods().items():
         spec = pod["spec"]
-        assert all(spec[name] == said[name] for name in ("nodeSelector", "tolerations", "affinity", "priorityClassName"))
+        assert all(
+            spec[name] == said[name] for name in ("nodeSelector", "tolerations", "affinity", "priorityClassName")
+        )
         assert pod["metadata"]["annotations"]["note"] == "x"
         assert pod["metadata"]["labels"]["azure.workload.identity/use"] == "true"
         assert found.environment(component)["A"] == "b"
