@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,12 @@ def test_settings_of_the_chart_are_those_it_refuses(
         values[name] = {"config": {section: {leaf: default}}}
     for name, said in refused_all(values).items():
         assert f"config.{name} is set, but the chart makes this setting" in said
+
+
+def test_chart_is_of_this_release(documents: Any) -> None:
+    project = tomllib.loads((documents.HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    chart = yaml.safe_load((documents.CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert chart["appVersion"] == project["version"]
 
 
 def test_written_files_are_current(documents: Any) -> None:
