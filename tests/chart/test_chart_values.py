@@ -7,6 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import yaml
+
+from perdure.config import Settings
+from perdure.stream.kafka.topic import MAX_RECORD_BYTES
 
 Render = Callable[..., Any]
 
@@ -51,8 +55,9 @@ def test_probes_ask_what_serving_answers(render: Render) -> None:
     for probe, path in (("startupProbe", "/startupz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")):
         assert serving[probe]["httpGet"] == {"path": path, "port": "http", "scheme": "HTTP"}
     assert serving["startupProbe"]["failureThreshold"] * serving["startupProbe"]["periodSeconds"] == 65
-    # Readiness has to say no well before a pod that leaves stops taking requests.
-    assert serving["readinessProbe"]["periodSeconds"] <= 2
+    # Who follows readiness must hear its no before a pod that leaves stops taking requests.
+    readiness = serving["readinessProbe"]
+    assert readiness["periodSeconds"] * readiness["failureThreshold"] < Settings().serving.lame_duck_seconds
 
 
 def test_spool_belongs_to_the_pod_or_to_a_claim(render: Render) -> None:
@@ -291,8 +296,6 @@ def test_strimzi_makes_cluster_topic_and_user(render: Render) -> None:
 
 
 def test_topic_takes_the_longest_record(render: Render) -> None:
-    from perdure.stream.kafka.topic import MAX_RECORD_BYTES
-
     found = render({"stream": {"kind": "strimzi", "kafka": {"bootstrapServers": ""}}})
     assert found.one("KafkaTopic")["spec"]["config"]["max.message.bytes"] == MAX_RECORD_BYTES
 
@@ -471,8 +474,6 @@ def test_monitors_find_what_has_metrics(cases: dict[tuple[str, str], Any]) -> No
 
 
 def test_rules_and_dashboards_are_those_of_the_files(cases: dict[tuple[str, str], Any], documents: Any) -> None:
-    import yaml
-
     found = cases["strimzi-keda", "4"]
     rules = sorted((documents.CHART / "rules").glob("*.yaml"))
     assert rules
