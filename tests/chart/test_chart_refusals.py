@@ -117,6 +117,29 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"config": {"serving": {"keys": "keys.json"}}},
         "config.serving.keys is set, but the chart makes this setting: use the value serving.keys.existingSecret",
     ),
+    "a variable of the chart's": (
+        {"serving": {"env": [{"name": "PERDURE_SPOOL__PATH", "value": "/tmp/spool"}]}},
+        "serving.env sets PERDURE_SPOOL__PATH, which the chart sets already",
+    ),
+    "a variable of the registry's": (
+        {
+            "registry": {"env": [{"name": "AWS_REGION", "value": "a"}]},
+            "trainer": {"env": [{"name": "AWS_REGION", "value": "b"}]},
+        },
+        "trainer.env sets AWS_REGION, which the chart sets already",
+    ),
+    "a variable twice": (
+        {"ingester": {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}},
+        "ingester.env sets A, which the chart sets already (or which stands twice)",
+    ),
+    "a store behind the fence": (
+        {"registry": {"env": [{"name": "AWS_ENDPOINT_URL", "value": "http://objects:9000/"}]}},
+        "the object store is at port 9000, which networkPolicy.registryPorts does not have",
+    ),
+    "a label of the chart's": (
+        {"serving": {"podLabels": {"app.kubernetes.io/name": "x"}}},
+        "serving.podLabels has app.kubernetes.io/name, a label by which the chart finds its pods",
+    ),
     # The schema's own words.
     "an unknown value": ({"serving": {"replica": 3}}, "at '/serving': additional properties 'replica' not allowed"),
     "an unknown value deep down": (
