@@ -43,6 +43,10 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"stream": {**STRIMZI, "strimzi": {"minInSync": 4}}},
         "stream.strimzi.minInSync is 4, but a partition has 3 copies",
     ),
+    "a topic that Strimzi makes": (
+        {"stream": STRIMZI, "config": {"stream": {"create_topic": True}}},
+        "config.stream.create_topic is set, but stream.kind is strimzi, whose operator makes the topic",
+    ),
     "two on one file": ({**SQLITE, "serving": {"replicas": 2}}, "serving.replicas is 2: set serving.replicas to 1"),
     "scaled on one file": (
         {**SQLITE, "serving": {"replicas": 1, "autoscaling": {"enabled": True}}},

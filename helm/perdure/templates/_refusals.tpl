@@ -75,6 +75,11 @@
 {{- fail (printf "stream.kafka is set, but stream.kind is %s: set it to kafka, or leave stream.kafka out" $v.stream.kind) -}}
 {{- end -}}
 {{- if eq $v.stream.kind "strimzi" -}}
+{{- range $name := list "create_topic" "replication" -}}
+{{- if hasKey (dig "stream" (dict) $v.config) $name -}}
+{{- fail (printf "config.stream.%s is set, but stream.kind is strimzi, whose operator makes the topic: use stream.strimzi, or leave it out" $name) -}}
+{{- end -}}
+{{- end -}}
 {{- if gt (int $v.stream.strimzi.replication) (int $v.stream.strimzi.replicas) -}}
 {{- fail (printf "stream.strimzi.replication is %d, but there are %d brokers (stream.strimzi.replicas): a partition has at most one copy on each" (int $v.stream.strimzi.replication) (int $v.stream.strimzi.replicas)) -}}
 {{- end -}}
