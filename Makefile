@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files test-faults test-fuzz bench-soak bench-serving metrics-table clean
+.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files helm-files chart test-faults test-fuzz bench-soak bench-serving metrics-table clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -63,6 +63,12 @@ kafka: setup  ## A Kafka broker on 127.0.0.1:9092, until Ctrl-C (Java 17 and Mav
 
 kafka-files: setup  ## Bring what the broker of the tests runs from, once
 	@$(BIN)/python deploy/kafka/broker.py --fetch
+
+helm-files: setup  ## Bring Helm 3 and 4 and what else the tests of the chart need, once
+	@$(BIN)/python helm/programs.py
+
+chart: setup  ## Write the chart's schema and README anew
+	$(BIN)/python helm/documents.py
 
 bench-continual: setup  ## Perdure beside the methods that people try first; hours (ARGS=--quick: ten minutes)
 	$(BIN)/python benchmarks/continual.py $(ARGS)
