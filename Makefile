@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files test-faults test-fuzz bench-soak bench-serving metrics-table clean
+.PHONY: help setup demo test check format lock image-locks protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files test-faults test-fuzz bench-soak bench-serving metrics-table clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -45,6 +45,24 @@ format: setup  ## Put the code in shape
 lock: setup  ## Resolve the versions in requirements.lock anew
 	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra grpc --extra otel --extra demo --extra dev --generate-hashes --no-header \
 		--python-version 3.11 --quiet --output-file requirements.lock
+	$(MAKE) --no-print-directory image-locks
+
+# What each image installs: the same versions as everywhere, without what only people need who work on Perdure.
+IMAGE_EXTRAS_serving     := --extra grpc --extra otel
+IMAGE_EXTRAS_serving-gpu := --extra gpu --extra grpc --extra otel --extra demo
+IMAGE_EXTRAS_trainer     := --extra cpu --extra demo
+IMAGE_EXTRAS_trainer-gpu := --extra gpu --extra demo
+IMAGES := serving serving-gpu trainer trainer-gpu
+
+image-locks: setup $(IMAGES:%=deploy/locks/%.lock) deploy/locks/build.lock
+
+deploy/locks/build.lock: requirements.lock deploy/locks/build.in
+	$(BIN)/uv pip compile deploy/locks/build.in --constraints requirements.lock --generate-hashes --no-header \
+		--no-annotate --python-version 3.11 --quiet --output-file $@
+
+deploy/locks/%.lock: requirements.lock pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml $(IMAGE_EXTRAS_$*) --constraints requirements.lock --generate-hashes --no-header \
+		--no-annotate --python-version 3.11 --quiet --output-file $@
 
 # Built by an old protoc on purpose: what it makes runs with that release of protobuf and with the next major one. In a
 # pool of its own: clients of this protocol bring the same names, and one pool takes them once.
