@@ -234,8 +234,12 @@ CASES = (
         ("PerdureTwoTrainersLead",),
     ),
     Case(
-        "the trainer is far behind", {trainer("perdure_stream_lag_records"): "200000x90"}, 70, ("PerdureStreamNotRead",)
+        "the trainer is far behind, and works",
+        {trainer("perdure_stream_lag_records"): "200000x10 _x40 200000x40"},
+        70,
+        ("PerdureStreamNotRead",),
     ),
+    Case("the trainer has fallen behind", {trainer("perdure_stream_lag_records"): "0x20 200000x90"}, 60),
     Case("the trainer catches up", {trainer("perdure_stream_lag_records"): "200000x20 0x90"}, 90),
     Case(
         "ingesters fall behind",
