@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock image-locks protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files test-faults test-fuzz bench-soak bench-serving metrics-table clean
+.PHONY: help setup demo test check format lock image-locks protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files check-programs test-images test-faults test-fuzz bench-soak bench-serving metrics-table clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -81,6 +81,12 @@ kafka: setup  ## A Kafka broker on 127.0.0.1:9092, until Ctrl-C (Java 17 and Mav
 
 kafka-files: setup  ## Bring what the broker of the tests runs from, once
 	@$(BIN)/python deploy/kafka/broker.py --fetch
+
+check-programs: setup  ## Bring what checks the deployment: promtool (Debian), the Compose library (Go), once
+	@$(BIN)/python deploy/checks/programs.py
+
+test-images: setup  ## Make the CPU images in folders by the Dockerfile's commands, and run them read-only; as root, gigabytes
+	PERDURE_TEST_IMAGES=1 $(BIN)/pytest tests/deploy/test_images.py --no-header $(ARGS)
 
 bench-continual: setup  ## Perdure beside the methods that people try first; hours (ARGS=--quick: ten minutes)
 	$(BIN)/python benchmarks/continual.py $(ARGS)

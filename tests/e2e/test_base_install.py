@@ -195,6 +195,12 @@ def test_the_environment_has_no_training_in_it(place: Place) -> None:
     assert ran.stdout == "[]\n"
 
 
+def test_searching_memory_names_the_extra(place: Place) -> None:
+    code = "from perdure_replay.views import faiss_module; faiss_module()"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=place.environ, check=False)
+    assert ran.stderr.splitlines()[-1] == f"perdure.errors.ExtraMissing: searching memory needs FAISS, {EXTRA}"
+
+
 def test_it_answers_swaps_and_records(place: Place, serve: Callable[..., Api]) -> None:
     keys = [
         place.told("keys", "create", name, "--scopes", scopes, "--file", "keys.json")
@@ -215,8 +221,8 @@ def test_it_answers_swaps_and_records(place: Place, serve: Callable[..., Api]) -
         assert next(one["data"] for one in inferred["outputs"] if one["name"] == "label") == ["parcel"]
         assert over_grpc(api, user) == b"parcel"
         explained = client.post("/v1/predict", json={"text": QUESTION, "explain": "neighbours"})
-        assert explained.status_code == 501
-        assert f"searching memory needs FAISS, {EXTRA}" in explained.json()["detail"]
+        # Memory is read here; it has no embeddings before a second turn.
+        assert (explained.status_code, explained.json()["title"]) == (409, "Conflict")
         assert 'route="/v1/predict",status="200"' in operator.get("/metrics").text
         served = lambda: client.post("/v1/predict", json={"text": QUESTION}).json()["version"]  # noqa: E731
         place.told("promote", "v000002-head", "--reason", "a test")
