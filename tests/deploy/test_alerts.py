@@ -363,7 +363,7 @@ def test_prometheus_reads_the_rules(promtool: Path, root: Path, file: str) -> No
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_prometheus_reads_its_settings(promtool: Path, root: Path, tmp_path: Path) -> None:
+def test_prometheus_reads_its_settings(promtool: Path, root: Path, rules: list[dict[str, Any]], tmp_path: Path) -> None:
     """As compose mounts them."""
     written = (root / "deploy" / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
     assert "/etc/prometheus/rules/" in written
@@ -371,4 +371,4 @@ def test_prometheus_reads_its_settings(promtool: Path, root: Path, tmp_path: Pat
     file.write_text(written.replace("/etc/prometheus/rules/", f"{root / RULES.parent}/"), encoding="utf-8")
     done = subprocess.run([promtool, "check", "config", file], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "26 rules found" in done.stdout + done.stderr, "it has not found the rules"
+    assert f"{len(rules)} rules found" in done.stdout + done.stderr, "it has not found the rules"

@@ -114,7 +114,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Image]:
             r"/usr/local/bin/python3(?=\s)": python,
         }
         for place, here in places.items():
-            command = re.sub(rf"(?<=[\s=]){place}", here, command)
+            command = re.sub(rf"(^|[\s=]){place}", rf"\g<1>{here}", command)
         # `python` of the base image makes the installer's environment; the cache is this machine's.
         path = f"{work}/opt/build/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
         there = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
