@@ -11,6 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files helm-files chart test-faults test-fuzz bench-soak bench-serving metrics-table clean
+.PHONY: help setup demo test check format lock image-locks protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files check-programs test-images test-faults test-fuzz bench-soak bench-serving metrics-table clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -45,6 +46,24 @@ format: setup  ## Put the code in shape
 lock: setup  ## Resolve the versions in requirements.lock anew
 	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra grpc --extra otel --extra demo --extra dev --generate-hashes --no-header \
 		--python-version 3.11 --quiet --output-file requirements.lock
+	$(MAKE) --no-print-directory image-locks
+
+# What each image installs: the same versions as everywhere, without what only people need who work on Perdure.
+IMAGE_EXTRAS_serving     := --extra grpc --extra otel
+IMAGE_EXTRAS_serving-gpu := --extra gpu --extra grpc --extra otel --extra demo
+IMAGE_EXTRAS_trainer     := --extra cpu --extra demo
+IMAGE_EXTRAS_trainer-gpu := --extra gpu --extra demo
+IMAGES := serving serving-gpu trainer trainer-gpu
+
+image-locks: setup $(IMAGES:%=deploy/locks/%.lock) deploy/locks/build.lock
+
+deploy/locks/build.lock: requirements.lock deploy/locks/build.in
+	$(BIN)/uv pip compile deploy/locks/build.in --constraints requirements.lock --generate-hashes --no-header \
+		--no-annotate --python-version 3.11 --quiet --output-file $@
+
+deploy/locks/%.lock: requirements.lock pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml $(IMAGE_EXTRAS_$*) --constraints requirements.lock --generate-hashes --no-header \
+		--no-annotate --python-version 3.11 --quiet --output-file $@
 
 # Built by an old protoc on purpose: what it makes runs with that release of protobuf and with the next major one. In a
 # pool of its own: clients of this protocol bring the same names, and one pool takes them once.
@@ -69,6 +88,11 @@ helm-files: setup  ## Bring Helm 3 and 4 and what else the tests of the chart ne
 
 chart: setup  ## Write the chart's schema and README anew
 	$(BIN)/python helm/documents.py
+check-programs: setup  ## Bring what checks the deployment: promtool (Debian), the Compose library (Go), once
+	@$(BIN)/python deploy/checks/programs.py
+
+test-images: setup  ## Make the CPU images in folders by the Dockerfile's commands, and run them read-only; as root, gigabytes
+	PERDURE_TEST_IMAGES=1 $(BIN)/pytest tests/deploy/test_images.py --no-header $(ARGS)
 
 bench-continual: setup  ## Perdure beside the methods that people try first; hours (ARGS=--quick: ten minutes)
 	$(BIN)/python benchmarks/continual.py $(ARGS)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perdure.config import Device
-from perdure.errors import SettingError, UsageError
+from perdure.errors import ExtraMissing, SettingError, UsageError
 from perdure.records import Float
 from perdure_replay.herding import herding
 from perdure_replay.store import Store
@@ -35,12 +35,12 @@ def faiss_module() -> ModuleType:
     """FAISS.
 
     Raises:
-        UsageError: it is not installed.
+        ExtraMissing: it is not installed.
     """
     try:
         import faiss  # only the views need it
     except ImportError as error:
-        raise UsageError("memory's views need FAISS: install perdure[cpu] or perdure[gpu]") from error
+        raise ExtraMissing("searching memory", "FAISS") from error
     module: ModuleType = faiss
     return module
 

@@ -14,7 +14,7 @@ import typer
 from perdure import __version__, logs
 from perdure.commands import backtest, learning, remembering, versions
 from perdure.commands.options import stderr
-from perdure.errors import PerdureError, StoreBusy, UsageError
+from perdure.errors import ExtraMissing, PerdureError, StoreBusy, UsageError
 
 ENTRY_POINTS = "perdure.commands"
 
@@ -99,7 +99,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("perdure", "perdure_replay", "perdure_services"):
             raise
-        code = _failed(f"this command needs {error.name}, which is not installed: install perdure[cpu]", EXIT_USAGE)
+        code = _failed(ExtraMissing("this command", (error.name or "").partition(".")[0]), EXIT_USAGE)
     except StoreBusy as error:
         code = _failed(error, EXIT_BUSY)
     except UsageError as error:

@@ -4,6 +4,7 @@ PerdureError
 ├── UsageError (also ValueError)      what a user gave cannot be used; the message says what to change
 │   ├── SettingError                  a setting is unknown or out of range
 │   ├── TooFewLabels                  there is nothing to tell apart yet
+│   ├── ExtraMissing                  packages are needed that only an extra brings; says which
 │   ├── DataError                     a row of a data file cannot be used; carries file and line
 │   └── ModelNotFound                 an encoder that is neither a folder, nor packaged, nor in the local cache
 ├── RecordError (also ValueError)     a record cannot be read: it goes to quarantine with this reason
@@ -49,6 +50,19 @@ class SettingError(UsageError):
 
 class TooFewLabels(UsageError):
     """Fewer than two labels have examples enough: there is nothing to tell apart yet."""
+
+
+class ExtraMissing(UsageError):
+    """Packages are needed that the base install does not bring.
+
+    Args:
+        what: needs them; begins the sentence.
+        package: one of them.
+    """
+
+    def __init__(self, what: str, package: str) -> None:
+        self.package = package
+        super().__init__(f"{what} needs {package}, which is not installed: install perdure[cpu] or perdure[gpu]")
 
 
 class DataError(UsageError):

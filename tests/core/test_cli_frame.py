@@ -132,7 +132,9 @@ def test_errors_become_exit_codes_and_one_sentence(run, monkeypatch, error, code
         assert err.startswith("perdure: ")
         assert err.count("\n") == 1
     if isinstance(error, ModuleNotFoundError):
-        assert err == "perdure: this command needs faiss.swigfaiss, which is not installed: install perdure[cpu]\n"
+        assert (
+            err == "perdure: this command needs faiss, which is not installed: install perdure[cpu] or perdure[gpu]\n"
+        )
 
 
 def test_a_message_stays_on_one_line_and_brackets_stay_brackets(run, monkeypatch):
@@ -242,7 +244,7 @@ def test_an_installation_that_only_serves_says_what_training_needs(serving_only)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.count("\n") == 1
     assert ran.stderr.startswith("perdure: this command needs ")
-    assert ran.stderr.endswith("which is not installed: install perdure[cpu]\n")
+    assert ran.stderr.endswith("which is not installed: install perdure[cpu] or perdure[gpu]\n")
 
 
 def test_time_is_not_spent_before_it_is_needed(tmp_path):

@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from perdure import logs
 from perdure.config import ModelSettings, Settings, load_settings
+from perdure.engine.choice import check_choice
 from perdure.errors import PerdureError, UsageError
 from perdure.model.base import Classifier
 from perdure.registry import Registry
@@ -121,6 +122,7 @@ def _serve(settings: Settings) -> None:
     logs.use(settings.log.format, redacted)
     as_json = settings.log.format == "json"
     check_exposure(serving.host, serving)
+    check_choice(serving.engine)
     for warning in warnings(serving.host, serving):
         _log.warning("%s", warning) if as_json else typer.echo(f"Warning: {warning}", err=True)
     # What collects the logs of a container reads standard output too, and must find nothing but JSON there.

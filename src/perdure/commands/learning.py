@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,6 +51,8 @@ def fit(
     settings = load_settings(config, extra)
     rows = read_rows(data, read_labels(labels) if labels else None)
     _check_labels(data, rows, settings)
+    # An installation that only serves must say so before anything is recorded, not after.
+    import_module("perdure.loop")
     waits = f"Recording {len(rows):,} rows in {settings.stream.url}"
     with open_stream(settings.stream) as stream, stderr.status(waits) if stderr.is_terminal else nullcontext():
         stream.append(_records(rows, file_digest(data)))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
+from perdure.engine.choice import Choice, check_torch
 from perdure.engine.served import exported, load_served
 from perdure.errors import VersionDamaged
 from perdure.model.base import Classifier
-
-Choice = Literal["auto", "onnx", "torch"]
 
 
 def load_version(
@@ -37,6 +35,7 @@ def load_version(
         VersionDamaged: a file is missing, cannot be read, or was made with another encoder; or there are no graphs
             where they were asked for.
         ModelNotFound: the encoder is not here.
+        ExtraMissing: torch would run it, and is not installed.
     """
     if engine != "torch" and exported(folder):
         return load_served(folder, version, batch=batch, threads=graph_threads)
@@ -45,6 +44,7 @@ def load_version(
             f"version {version} was not exported: set serving.engine to auto or torch, or model.export to auto and let "
             "the next version be made"
         )
+    check_torch(f"version {version}, which was not exported," if engine == "auto" else "serving.engine=torch")
     # Imported here: it brings torch, which takes seconds, and which serving exported versions does without.
     import torch
 

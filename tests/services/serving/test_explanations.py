@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from perdure.config import Settings
-from perdure.errors import UsageError
+from perdure.errors import ExtraMissing, UsageError
 from perdure.memory import ingest
 from perdure.model.base import Classifier
 from perdure.model.double import KeywordClassifier
@@ -229,7 +229,7 @@ def test_where_no_memory_is_installed_it_says_what_to_install(client, monkeypatc
 
 def test_without_faiss_it_says_what_to_install(client, memory, monkeypatch):
     def missing(*_):
-        raise UsageError("memory's views need FAISS: install perdure[cpu] or perdure[gpu]")
+        raise ExtraMissing("searching memory", "FAISS")
 
     memory()
     monkeypatch.setattr(ReplayMemory, "neighbours", missing)
