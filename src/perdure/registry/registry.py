@@ -31,7 +31,8 @@ class Registry:
             from the environment.
 
     Raises:
-        RegistryError: the URL cannot be used. Every method: the store cannot be reached, read or written.
+        RegistryError: the URL cannot be used.
+        RegistryUnavailable: by every method: the store cannot be reached, read or written.
     """
 
     def __init__(self, url: str) -> None:
@@ -88,8 +89,11 @@ class Registry:
     def fetch(self, name: str, cache: Path) -> Path:
         """The local folder `cache`/`name` with exactly the version's files, every one verified, and `card.json`.
 
+        While the store is away a copy that is whole is enough.
+
         Raises:
             VersionNotFound, VersionDamaged: as `read`.
+            RegistryUnavailable: the registry cannot be read, and the cache does not have the version whole.
             RegistryError: the cache cannot be written.
         """
         return self._versions.fetch(name, cache)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, MemoryStore, from_url
 
-from perdure.errors import RegistryError
+from perdure.errors import RegistryError, RegistryUnavailable
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -25,8 +25,13 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 KNOWN = "a folder, file:///FOLDER, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or memory://"
 
-# Short enough that a turn, or a start of serving, says what is wrong instead of hanging.
-_CLIENT: ClientConfig = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=120)}
+# Short enough that a turn, or a start of serving, says what is wrong instead of hanging: a store that says nothing is
+# waited for for as long as `read_timeout`. One that is slow but goes on may take longer.
+_CLIENT: ClientConfig = {
+    "connect_timeout": timedelta(seconds=5),
+    "read_timeout": timedelta(seconds=30),
+    "timeout": timedelta(minutes=15),
+}
 _RETRY: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
 
 
@@ -69,7 +74,8 @@ class Store:
     """Reads and writes whole objects under a URL.
 
     Raises:
-        RegistryError: the URL cannot be used. All other methods: the store cannot be reached, read or written.
+        RegistryError: the URL cannot be used.
+        RegistryUnavailable: by every method: the store cannot be reached, read or written.
     """
 
     def __init__(self, backend: Backend, name: str) -> None:
@@ -95,7 +101,7 @@ class Store:
             if scheme == "memory":
                 return cls(MemoryStore(), name)
             if scheme in REMOTE_SCHEMES:
-                return cls(from_url(url, client_options=_CLIENT, retry_config=_RETRY), name)
+                return cls(from_url(url, client_options=_client_options(scheme), retry_config=_RETRY), name)
         except OSError as error:
             raise RegistryError(
                 f"the registry {name} cannot be made: {_reason(error)}. Make the folder writable for this user, or "
@@ -181,9 +187,22 @@ class Store:
         try:
             yield
         except (BaseError, OSError, ValueError) as error:
-            raise RegistryError(
+            raise RegistryUnavailable(
                 f"the registry {self.name} failed at {doing}: {_reason(error)}. {_advice(error)}"
             ) from None
+
+
+def _client_options(scheme: str) -> ClientConfig:
+    """Options of the HTTP client, with those of the environment, which obstore leaves out where any are given."""
+    options: ClientConfig = {**_CLIENT}
+    kind = "AWS" if scheme.startswith("s3") else "GOOGLE" if scheme == "gs" else "AZURE"
+    endpoint = os.environ.get(f"{kind}_ENDPOINT_URL") or os.environ.get(f"{kind}_ENDPOINT", "")
+    # Whoever names an endpoint without TLS has said so.
+    if endpoint.startswith("http://") or os.environ.get(f"{kind}_ALLOW_HTTP", "").lower() in ("true", "1"):
+        options["allow_http"] = True
+    if authorities := os.environ.get(f"{kind}_CA_BUNDLE"):
+        options["root_certificate"] = Path(authorities).read_bytes()
+    return options
 
 
 def _reason(error: Exception) -> str:

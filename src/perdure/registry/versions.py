@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from perdure.errors import RegistryError, VersionDamaged, VersionNotFound
+from perdure.errors import RegistryError, RegistryUnavailable, VersionDamaged, VersionNotFound
 from perdure.file_identity import FileIdentity
 from perdure.registry import cache as copies
 from perdure.registry.card import CARD, Card, FileCard, is_file_name, is_version_name
@@ -124,14 +124,22 @@ class Versions:
     def fetch(self, name: str, cache: Path) -> Path:
         """The folder `cache`/`name` with exactly the version's files, each verified, and its card.
 
-        A file that lies in the cache is hashed again each time; a damaged one is read from the registry afresh.
+        A file that lies in the cache is hashed again each time; a damaged one is read from the registry afresh. While
+        the store is away a copy that is whole by its own card is enough: a version never changes.
 
         Raises:
             VersionNotFound, VersionDamaged: as `read`.
-            RegistryError: the registry cannot be read, or the cache cannot be written.
+            RegistryUnavailable: the registry cannot be read, and the cache does not have the version whole.
+            RegistryError: the cache cannot be written.
         """
-        card = self.card(name)
         folder = cache / name
+        try:
+            card = self.card(name)
+        except RegistryUnavailable as error:
+            if not self._kept(name, folder):
+                raise
+            log.warning("version %s is taken from its copy in %s: %s", name, cache, error)
+            return folder
         try:
             self._fill(folder, card)
         except OSError as error:
@@ -228,6 +236,14 @@ class Versions:
             else:
                 self._bring(target, folder.parent, card.name, name, wanted)
         _replace(folder / CARD, card.encode(), folder.parent)
+
+    def _kept(self, name: str, folder: Path) -> bool:
+        """Whether the folder is a whole copy of the version, by the card that lies in it."""
+        try:
+            card = Card.decode(name, (folder / CARD).read_bytes())
+            return all(self._whole(folder / file, wanted) for file, wanted in card.files.items())
+        except (OSError, RegistryError):
+            return False
 
     def _bring(self, target: Path, cache: Path, version: str, name: str, wanted: FileCard) -> None:
         """Puts a file into the cache, unless it lies there whole."""
