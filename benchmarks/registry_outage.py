@@ -364,12 +364,13 @@ def more_replicas(folder: Path, first: Replica, environ: dict[str, str]) -> dict
         replica = Replica(place, environ)
         ready, why = replica.ask("GET", "/readyz")
         status, served = replica.predict("where is my order")
+        said = replica.log.read_text(encoding="utf-8").splitlines()
         found[name] = {
             "said": replica.said.replace(replica.address, "ADDRESS"),
             "seconds": round(replica.start_seconds, 1),
             "readyz": [ready, json.loads(why)],
             "predict": [status, served],
-            "log": [line.replace(str(place), "FOLDER") for line in replica.log.read_text(encoding="utf-8").splitlines()],
+            "log": [line.replace(str(place), "FOLDER") for line in said],
         }
         replica.stop()
     return found

@@ -183,6 +183,12 @@ def s3_place(server: Any) -> Place:
     return Place(f"s3://{bucket}/models", server.store(bucket, prefix="models"), folder, server.environment)
 
 
+@pytest.fixture
+def s3_bucket(s3_server: Any) -> Place:
+    """A bucket of its own, of the server for all tests."""
+    return s3_place(s3_server)
+
+
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.s3)])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """A folder, and a bucket of a real S3 server, for whoever opens a registry by its URL."""
@@ -191,7 +197,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
         folder = tmp_path / "registry"
         return Place(str(folder), LocalStore(folder, mkdir=True), folder, {})
-    made = s3_place(request.getfixturevalue("s3_server"))
+    made: Place = request.getfixturevalue("s3_bucket")
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)
     return made

@@ -3,9 +3,9 @@
     python deploy/s3/server.py                 runs one until Ctrl-C, and prints what to set when it is ready
     python deploy/s3/server.py --fetch         only builds the server (Go 1.25 or newer)
 
-It is the Versity S3 gateway over a folder (`main.go`), on loopback only. Its source comes as a Go module by the version in
-`go.mod`, checked against `go.sum`, and is built once into `var/s3/`. Objects are files below `objects` in the server's folder, and
-outlive it.
+It is the Versity S3 gateway over a folder (`main.go`), on loopback only. Its source comes as a Go module by the version
+in `go.mod`, checked against `go.sum`, and is built once into `var/s3/`. Objects are files below `objects` in the
+server's folder, and outlive it.
 
     with Server(folder) as server:
         server.make_bucket("models")

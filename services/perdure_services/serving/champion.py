@@ -123,7 +123,8 @@ class ChampionWatcher:
         except (PerdureError, OSError) as error:
             self._metrics.registry_failures.inc()
             if self._registry_problem is None:
-                _log.error("the registry cannot be read, what is served stays: %s", error)
+                stays = "what is served stays" if self._current else "and nothing is served yet"
+                _log.error("the registry cannot be read, %s: %s", stays, error)
             self._registry_problem = f"the registry cannot be read: {error}"
             self._metrics.registry_reachable.set(0)
             if self._current is None:

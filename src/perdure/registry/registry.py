@@ -183,16 +183,18 @@ class Registry:
         if retain < 1:
             raise ValueError(f"retain must be at least 1, got {retain}")
         names = self._versions.names()
-        keep = {*names[-retain:], *(entry.version for entry in self.promotions(retain))}
+        promoted = {entry.version for entry in self.promotions(retain)}
         last = self._log.last()
         if last is not None:
-            keep |= {last.version, *(entry.version for entry in islice(self._servable(last), 1))}
-        keep |= {parent for name in keep & set(names) if (parent := self._parent(name))}
+            promoted |= {last.version, *(entry.version for entry in islice(self._servable(last), 1))}
+        keep = {*names[-retain:], *promoted}
+        # Also of champions that a store does not list yet.
+        keep |= {parent for name in keep if (parent := self._parent(name))}
         deleted = tuple(name for name in names if name not in keep)
         for name in deleted:
             self._versions.delete(name)
         self._versions.delete_leftovers()
-        self._versions.delete_unshared()
+        self._versions.delete_unshared(promoted)
         return deleted
 
     def _next_entry(self, version: str, number: int | None, *, reason: str, by: str) -> Promotion:
@@ -229,7 +231,8 @@ class Registry:
 
     def _parent(self, name: str) -> str | None:
         try:
-            return self._versions.card(name).parent
+            card = self._versions.find(name)
         except RegistryError as error:
             log.warning("the parent of version %s is not known: %s", name, error)
             return None
+        return None if card is None else card.parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -24,6 +25,24 @@ REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 KNOWN = "a folder, file:///FOLDER, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or memory://"
+
+log = logging.getLogger(__name__)
+
+_FULL = "Free some space there: nothing that was finished before is lost"
+_WRONG = "Give the right credentials for this store in the environment"
+_EXPIRED = "The credentials have expired: give new ones in the environment, and start this process again"
+
+_ADVICE = {
+    "ExpiredToken": _EXPIRED,
+    "TokenRefreshRequired": _EXPIRED,
+    "InvalidAccessKeyId": _WRONG,
+    "SignatureDoesNotMatch": _WRONG,
+    "RequestTimeTooSkewed": "This machine's clock and the store's differ by too much: set the one that is wrong",
+    "NoSuchBucket": "Make that bucket, or name another one in registry.url: Perdure makes none",
+    "SlowDown": "The store wants fewer requests: try again later, or raise its limits",
+    "EntityTooLarge": "The store does not take objects of that size: raise its limit",
+}
+"""What to do about what S3 servers call their errors."""
 
 # Short enough that a turn, or a start of serving, says what is wrong instead of hanging: a store that says nothing is
 # waited for for as long as `read_timeout`. One that is slow but goes on may take longer.
@@ -122,12 +141,21 @@ class Store:
             self._sync(path)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Writes `data` to `path` if nothing is there, and says whether it did; readers see all of it or nothing."""
+        """Writes `data` to `path` if nothing is there, and says whether it did; readers see all of it or nothing.
+
+        A remote store may write, and its answer be lost: then what is sent again finds itself, or there is only an
+        error. So what stands there decides: who finds exactly `data` has written it. Where it matters who was first,
+        `data` must have something of its own, a time or an owner.
+        """
         with self._explained(f"writing {path}"):
             try:
                 self._backend.put(path, data, mode="create")
             except AlreadyExistsError:
-                return False
+                return self._holds(path, data)
+            except (BaseError, OSError):
+                if not self._seems_to_hold(path, data):
+                    raise
+                log.info("%s was written to %s, though the answer was an error", path, self.name)
             self._sync(path)
             return True
 
@@ -170,6 +198,16 @@ class Store:
             with self._explained(f"deleting {prefix}"):
                 _remove_tree(self._folder / prefix)
 
+    def _holds(self, path: str, data: bytes) -> bool:
+        return bytes(self._backend.get(path).bytes()) == data
+
+    def _seems_to_hold(self, path: str, data: bytes) -> bool:
+        try:
+            return self._holds(path, data)
+        except (BaseError, OSError) as error:
+            log.debug("what stands at %s in %s is not known: %s", path, self.name, _reason(error))
+            return False
+
     def _sync(self, path: str) -> None:
         # obstore renames or links a whole file into place, but leaves it to the system when it reaches the disk.
         if self._folder is None:
@@ -206,15 +244,27 @@ def _client_options(scheme: str) -> ClientConfig:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what a store says, without secrets; the rest is debugging output that may show any."""
+    """The first line of what a store says, and its code, without secrets; the rest may show any."""
     first = str(error).strip().partition("\n")[0]
+    first = re.sub(r":? *<\?xml.*", "", first)
+    if (code := _code(error)) and code not in first:
+        first = f"{first}: {code}"
     return re.sub(r"[\w+.-]+://[^\s\"'`()<>,]+", lambda found: redacted(found[0]), first) or type(error).__name__
 
 
+def _code(error: Exception) -> str | None:
+    """What an S3 server calls the error."""
+    found = re.search(r"<Code>(\w+)</Code>", str(error))
+    return found[1] if found else None
+
+
 def _advice(error: Exception) -> str:
+    code = _code(error)
+    if code in _ADVICE:
+        return _ADVICE[code]
     text = str(error).lower()
-    if "no space left" in text or "quota" in text:
-        return "Free some space there: nothing that was finished before is lost"
+    if "no space left" in text or "quota" in text or "storagefull" in text or "507 " in text:
+        return _FULL
     if "read-only" in text:
         return "It is read-only: mount it writable, or give another place in registry.url"
     if isinstance(error, UnauthenticatedError) or "credential" in text:
