@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files test-faults test-fuzz bench-soak bench-serving metrics-table clean
+.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files s3 s3-files test-outage test-faults test-fuzz bench-soak bench-serving metrics-table clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -64,6 +64,12 @@ kafka: setup  ## A Kafka broker on 127.0.0.1:9092, until Ctrl-C (Java 17 and Mav
 kafka-files: setup  ## Bring what the broker of the tests runs from, once
 	@$(BIN)/python deploy/kafka/broker.py --fetch
 
+s3: setup  ## An S3-compatible server on 127.0.0.1:7070, until Ctrl-C (Go 1.25)
+	@$(BIN)/python deploy/s3/server.py $(ARGS)
+
+s3-files: setup  ## Build the S3 server of the tests, once
+	@$(BIN)/python deploy/s3/server.py --fetch
+
 bench-continual: setup  ## Perdure beside the methods that people try first; hours (ARGS=--quick: ten minutes)
 	$(BIN)/python benchmarks/continual.py $(ARGS)
 
@@ -84,6 +90,9 @@ bench-kafka: setup kafka-files  ## What recording, sending, catching up and an o
 
 test-faults: setup kafka-files  ## The faults against a real broker, at full length
 	PERDURE_FULL_FAULTS=1 $(BIN)/pytest tests/e2e/kafka --timeout 900
+
+test-outage: setup s3-files  ## perdure serve with its object store down for an hour (ARGS="--minutes 5": less)
+	$(BIN)/python benchmarks/registry_outage.py $(ARGS)
 
 test-fuzz: setup  ## 10,000 requests made from the API's own description; FUZZ=N for others, SEED=N for others still
 	PERDURE_FUZZ=$(or $(FUZZ),10000) PERDURE_FUZZ_SEED=$(or $(SEED),0) $(BIN)/pytest --timeout 7200 --no-header \

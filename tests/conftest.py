@@ -189,6 +189,12 @@ def s3_bucket(s3_server: Any) -> Place:
     return s3_place(s3_server)
 
 
+@pytest.fixture
+def own_s3_bucket(own_s3_server: Any) -> Place:
+    """A bucket of a server that a test may stop, pause or kill."""
+    return s3_place(own_s3_server)
+
+
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.s3)])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """A folder, and a bucket of a real S3 server, for whoever opens a registry by its URL."""

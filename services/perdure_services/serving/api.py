@@ -72,7 +72,8 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
         stream=stream,
         load=load,
         max_tokens=settings.model.max_tokens,
-        remembered=Remembered(Path(settings.registry.cache), registry.name),
+        # A registry in memory is never the one of the start before.
+        remembered=None if registry.name == "memory://" else Remembered(Path(settings.registry.cache), registry.name),
     )
     access = Access(settings.serving, service.metrics.registry)
     explanations = Explanations(settings, service)

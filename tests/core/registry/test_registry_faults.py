@@ -1,4 +1,4 @@
-"""What a registry does when its store has a bad day: a real S3 server behind a proxy that cuts, delays, hides and lies."""
+"""A registry whose store has a bad day: a real S3 server behind a proxy that cuts, delays, hides and lies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from perdure.registry import shards as shards_module
 from perdure.registry import store as store_module
 from perdure.registry.versions import LEFTOVER_SECONDS
 
-from .fault_proxy import (
+from ...s3_faults import (
     AnswerLost,
     AnswerReplaced,
     CutDownload,
