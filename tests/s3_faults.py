@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -102,6 +103,7 @@ class FaultProxy:
     fault: Callable[[Request], Fault | None] = lambda request: None
     late: float = 0.0
     ahead: float = 0.0
+    tls: ssl.SSLContext | None = None
     seen: list[Request] = field(default_factory=list)
     """All requests, in the order in which they came."""
 
@@ -120,7 +122,7 @@ class FaultProxy:
 
     @property
     def endpoint(self) -> str:
-        return f"http://{HOST}:{self._listens_at}"
+        return f"{'https' if self.tls else 'http'}://{HOST}:{self._listens_at}"
 
     def _run(self, started: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
@@ -132,7 +134,7 @@ class FaultProxy:
     async def _serve(self, started: threading.Event) -> None:
         self._over = asyncio.Event()
         self._under_way: set[asyncio.Task[None]] = set()
-        server = await asyncio.start_server(self._connected, HOST, 0)
+        server = await asyncio.start_server(self._connected, HOST, 0, ssl=self.tls)
         self._listens_at = server.sockets[0].getsockname()[1]
         started.set()
         await self._over.wait()

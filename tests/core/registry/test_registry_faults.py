@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -283,7 +285,27 @@ def test_wrong_credentials_are_said_and_not_shown(
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates with openssl")
 def test_an_endpoint_with_tls_needs_its_authority(
+    registry: Registry, url: str, s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Path(__file__).parents[3] / "deploy" / "kafka" / "certificates.sh"
+    subprocess.run(["/bin/sh", str(script), str(tmp_path)], check=True, capture_output=True)
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(tmp_path / "broker.pem")
+    monkeypatch.setitem(store_module._RETRY, "max_retries", 0)
+    monkeypatch.delenv("AWS_ALLOW_HTTP")
+    with FaultProxy(s3_server.port, tls=served) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with pytest.raises(RegistryUnavailable):
+            Registry(url).champion()
+        assert not proxy.seen
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+        Registry(url).write(card("v1"), {"a": b"x"})
+        assert Registry(url).versions() == ("v1",)
+
+
+def test_an_authority_that_is_none_is_refused(
     registry: Registry, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "ca.pem").write_text("nothing of the kind")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,96 +15,80 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from perdure.registry import Registry
+from perdure.config import Settings
+from perdure.errors import RegistryUnavailable
 
-from ..s3_faults import FaultProxy, Refused, Request
+from ..s3_faults import AnswerReplaced, Fault, FaultProxy, Refused, Request
 
-pytestmark = [pytest.mark.e2e, pytest.mark.s3]
+pytestmark = pytest.mark.s3
 
-TOPICS = {
-    "refund": "refund money back pay",
-    "parcel": "parcel late order where",
-    "login": "password login account email",
-}
-FILLERS = ["is", "my", "the", "a", "i", "want", "to", "please", "help", "can", "you", "not"]
 PERDURE = str(Path(sys.executable).with_name("perdure"))
+LENIENT = {
+    "judge.confidence": 0.51,
+    "judge.margin": 1.0,
+    "judge.new_label_recall": 0.0,
+    "judge.negative_flips": 1.0,
+    "judge.calibration": 1.0,
+    "judge.prediction_shift": 1.0,
+    "judge.min_rows": 2,
+    "judge.drift_min_rows": 10_000,
+    "lora.enabled": False,
+}
+"""Whether the versions are good is not the question here."""
+DOTTED = {name.replace(".", "__"): value for name, value in LENIENT.items()}
 
 
-@dataclass
-class Shop:
-    """A working folder whose registry is a bucket."""
+class Replicas:
+    """`perdure serve`, as often as a test wants."""
 
-    folder: Path
-    bucket: Any
-    environ: dict[str, str]
-    begun: list[subprocess.Popen[str]] = field(default_factory=list)
+    def __init__(self, settings: Settings, environ: dict[str, str]) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PERDURE_", "AWS_"))}
+        places = {
+            "PERDURE_REGISTRY__URL": settings.registry.url,
+            "PERDURE_MODEL__THREADS": "1",
+            "PERDURE_SERVING__REFRESH_SECONDS": "0.2",
+        }
+        self._environ = {**kept, **places, **environ, "OMP_NUM_THREADS": "1"}
+        self._begun: list[subprocess.Popen[str]] = []
 
-    def perdure(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [PERDURE, *arguments, "--config", str(self.folder / "perdure.yaml")],
-            capture_output=True,
-            text=True,
-            cwd=self.folder,
-            env={**self.environ, **environ},
-            timeout=200,
-        )
-
-    def rows(self, name: str, *labels: str) -> str:
-        rng = random.Random(name)
-        rows = [
-            {"text": " ".join(rng.sample(TOPICS[label].split(), 2) + rng.sample(FILLERS, 4)), "label": label}
-            for label in labels
-            for _ in range(40)
-        ]
-        (self.folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return name
-
-    def serve(self, folder: Path) -> tuple[httpx.Client, subprocess.Popen[str], str]:
-        """A replica with its own spool and cache in `folder`, and the line that it said when it was ready."""
+    def start(self, folder: Path) -> tuple[httpx.Client, subprocess.Popen[str], str]:
+        """One with its stream and cache in `folder`, and the line that it said when it was ready."""
         folder.mkdir(exist_ok=True)
         with (folder / "serve.log").open("wb") as errors:
             process = subprocess.Popen(
-                [PERDURE, "serve", "--port", "0", "--config", str(self.folder / "perdure.yaml")],
+                [PERDURE, "serve", "--port", "0"],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
                 cwd=folder,
-                env=self.environ,
+                env=self._environ,
             )
-        self.begun.append(process)
+        self._begun.append(process)
         assert process.stdout is not None
         said = process.stdout.readline()
         assert " at http://" in said, said + log_of(folder)
         address = said.partition("http://")[2].split()[0].rstrip(",")
         return httpx.Client(base_url=f"http://{address}", timeout=10), process, said
 
-
-@pytest.fixture
-def shop(tmp_path: Path, tiny_encoder: Path) -> Iterator[Callable[[Any], Shop]]:
-    made: list[Shop] = []
-
-    def make(bucket: Any) -> Shop:
-        (tmp_path / "perdure.yaml").write_text(
-            f"registry: {{url: {bucket.url!r}}}\n"
-            f"model: {{name: {tiny_encoder}, features: 256, threads: 1}}\n"
-            "lora: {enabled: false}\n"
-            "judge: {judge_latency: false, confidence: 0.51, margin: 0.3, margin_new_labels: 1.0,\n"
-            "  new_label_recall: 0.0, group_margin: 1.0, negative_flips: 1.0, calibration: 1.0,\n"
-            "  prediction_shift: 1.0, drift_min_rows: 1000000}\n"
-            "serving: {refresh_seconds: 0.2}\n",
-            encoding="utf-8",
-        )
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PERDURE_", "AWS_"))}
-        made.append(Shop(tmp_path, bucket, {**kept, **bucket.environment, "OMP_NUM_THREADS": "1"}))
-        return made[-1]
-
-    yield make
-    for one in made:
-        for process in one.begun:
+    def end(self) -> None:
+        for process in self._begun:
             process.kill()
             process.wait(10)
             assert process.stdout is not None
             process.stdout.close()
+
+
+@pytest.fixture
+def replicas() -> Iterator[Callable[[Settings, dict[str, str]], Replicas]]:
+    made: list[Replicas] = []
+
+    def make(settings: Settings, environ: dict[str, str]) -> Replicas:
+        made.append(Replicas(settings, environ))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.end()
 
 
 def log_of(folder: Path) -> str:
@@ -137,17 +118,26 @@ def wait_for(true: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.e2e
 def test_serving_goes_on_without_its_store_and_follows_it_when_it_returns(
-    shop: Callable[[Any], Shop], own_s3_bucket: Any, own_s3_server: Any, tmp_path: Path
+    desk_at: Callable[..., Any],
+    replicas: Callable[..., Replicas],
+    own_s3_bucket: Any,
+    own_s3_server: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    place = shop(own_s3_bucket)
-    fitted = place.perdure("fit", "--data", place.rows("rows.jsonl", "refund", "parcel"))
-    assert fitted.returncode == 0, fitted.stderr
-    registry = Registry.over(own_s3_bucket.backend)
+    for name, value in own_s3_bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    desk = desk_at(tmp_path / "desk", registry__url=own_s3_bucket.url, model__export="int8", **DOTTED)
+    desk.teach("refund", "parcel")
+    assert desk.turn().champion == "v000001-head"
+    registry = desk.registry()
     first = registry.card("v000001-head")
     files = {name: registry.read(first.name, name) for name in first.files}
     registry.write(first.model_copy(update={"name": "v000002-head", "parent": first.name}), files)
-    client, process, _ = place.serve(tmp_path / "first")
+    serving = replicas(desk.settings, own_s3_bucket.environment)
+    client, process, _ = serving.start(tmp_path / "first")
     assert served_by(client) == "v000001-head"
     assert metric(client, "registry_reachable") == 1
     before = threads_and_files(process)
@@ -168,12 +158,12 @@ def test_serving_goes_on_without_its_store_and_follows_it_when_it_returns(
     assert all(now <= then + 8 for now, then in zip(threads_and_files(process), before, strict=True))
 
     shutil.copytree(tmp_path / "first" / "var", tmp_path / "second" / "var")
-    second, _, said = place.serve(tmp_path / "second")
+    second, _, said = serving.start(tmp_path / "second")
     assert said.startswith("Perdure serves version v000001-head at ")
     assert "version v000001-head of promotion 1 serves from its local copy" in log_of(tmp_path / "second")
     assert second.get("/readyz").status_code == 200
     assert served_by(second) == "v000001-head"
-    third, _, said = place.serve(tmp_path / "third")
+    third, _, said = serving.start(tmp_path / "third")
     assert "has nothing to serve: the registry cannot be read" in said
     assert third.get("/readyz").status_code == 503
     assert "the registry cannot be read" in third.get("/readyz").json()["reason"]
@@ -189,33 +179,49 @@ def test_serving_goes_on_without_its_store_and_follows_it_when_it_returns(
         one.close()
 
 
+@pytest.mark.parametrize("written", [0, 3, "card.json", "promotions/00000002.json"])
 def test_a_turn_whose_store_goes_away_in_the_middle_goes_on_where_it_was(
-    shop: Callable[[Any], Shop], s3_bucket: Any, s3_server: Any, tmp_path: Path
+    desk_at: Callable[..., Any],
+    s3_bucket: Any,
+    s3_server: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    written: int | str,
 ) -> None:
-    place = shop(s3_bucket)
-    fitted = place.perdure("fit", "--data", place.rows("rows.jsonl", "refund", "parcel"))
-    assert fitted.returncode == 0, fitted.stderr
-    names = set(s3_bucket.names("versions"))
-    more = place.rows("more.jsonl", "login", "refund")
-    written: list[str] = []
+    """It goes away when so many files of the new version are there, or just when one of them has been written."""
+    for name, value in s3_bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    desk = desk_at(tmp_path / "desk", registry__url=s3_bucket.url, **DOTTED)
+    desk.teach("refund", "parcel")
+    assert desk.turn().champion == "v000001-head"
+    desk.teach("login", name="more", at=1000.0)
+    put: list[str] = []
 
-    def away(request: Request) -> Refused | None:
-        if request.writes:
-            written.append(request.path)
-        # From the third file on of the version that the turn makes.
-        return Refused(503, "ServiceUnavailable") if len(written) > 2 else None
+    def away(request: Request) -> Fault | None:
+        if isinstance(written, int):
+            put.extend([request.path] if request.writes else [])
+            return Refused(503, "ServiceUnavailable") if len(put) > written else None
+        if put:
+            return Refused(503, "ServiceUnavailable")
+        if request.writes and request.path.endswith(written):
+            put.append(request.path)
+            return AnswerReplaced()
+        return None
 
     with FaultProxy(s3_server.port, away) as proxy:
-        cut = place.perdure("fit", "--data", more, AWS_ENDPOINT_URL=proxy.endpoint)
-    assert cut.returncode == 1
-    assert "failed at writing versions/v000002-head/" in cut.stderr
-    assert "Traceback" not in cut.stderr
-    registry = Registry.over(s3_bucket.backend)
-    assert registry.versions() == ("v000001-head",)
-    assert len(registry.promotions()) == 1
-    assert set(s3_bucket.names("versions")) > names
-    went_on = place.perdure("update")
-    assert went_on.returncode == 0, went_on.stderr
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with pytest.raises(RegistryUnavailable, match="failed at writing"):
+            desk.turn()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
+    registry = desk.registry()
+    there = written == "card.json" or str(written).startswith("promotions")
+    assert registry.versions() == (("v000001-head", "v000002-head") if there else ("v000001-head",))
+    assert len(registry.promotions()) == (2 if str(written).startswith("promotions") else 1)
+    went_on = desk.turn()
+    assert went_on.champion == "v000002-head"
     assert [entry.version for entry in registry.promotions()] == ["v000001-head", "v000002-head"]
     assert registry.card("v000002-head").labels == ("login", "parcel", "refund")
     registry.fetch("v000002-head", tmp_path / "fetched")
+    # And is done with: nothing is learned twice.
+    desk.turn()
+    assert len(registry.promotions()) == 2
