@@ -99,6 +99,15 @@ def test_a_promotion_whose_answer_is_lost_is_known_as_ones_own(
     assert direct.promotions() == (entry,)
 
 
+def test_a_promotion_that_is_never_confirmed_is_known_as_ones_own_too(
+    registry: Registry, direct: Registry, proxy: FaultProxy
+) -> None:
+    direct.write(card("v1"), FILES)
+    proxy.fault = always(creates, AnswerReplaced())
+    entry = registry.promote("v1", number=1, reason="the first", by=JUDGE)
+    assert direct.promotions() == (entry,)
+
+
 def test_a_promotion_that_another_one_made_is_not_taken_for_ones_own(
     registry: Registry, direct: Registry, proxy: FaultProxy
 ) -> None:
@@ -341,7 +350,7 @@ def test_a_shared_file_of_a_version_that_is_listed_late_stays(
 ) -> None:
     direct.write(card("v1"), {"labels.json": b"[]"}, {"graph": GRAPH})
     direct.write(card("v2"), {"labels.json": b"[]"})
-    s3_bucket.age("shared", LEFTOVER_SECONDS + 3600)
+    s3_bucket.age("shared", LEFTOVER_SECONDS + 7200)
     s3_bucket.age("versions", 3600)
     proxy.late = 60.0
     registry.write(card("v3"), {"labels.json": b"[]"}, {"graph": GRAPH})
@@ -356,7 +365,7 @@ def test_work_of_yesterday_whose_card_is_listed_late_stays(
     """A turn that was interrupted for a day writes its card, and the store lists only the rest."""
     direct.write(card("v1"), {"labels.json": b"[]"})
     direct.write(card("v2"), {"labels.json": b"[]"})
-    s3_bucket.age("versions/v2", LEFTOVER_SECONDS + 3600)
+    s3_bucket.age("versions/v2", LEFTOVER_SECONDS + 7200)
     s3_bucket.age("versions/v1", 3600)
     os.utime(s3_bucket.folder / "versions" / "v2" / "card.json")
     proxy.late = 60.0
