@@ -250,7 +250,6 @@ def environment(endpoint: str) -> dict[str, str]:
     """What a client of a server of these tests needs in its environment to reach it at `endpoint`."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
         "AWS_REGION": REGION,
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,

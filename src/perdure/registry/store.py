@@ -233,13 +233,20 @@ class Store:
 def _client_options(scheme: str) -> ClientConfig:
     """Options of the HTTP client, with those of the environment, which obstore leaves out where any are given."""
     options: ClientConfig = {**_CLIENT}
-    kind = "AWS" if scheme.startswith("s3") else "GOOGLE" if scheme == "gs" else "AZURE"
-    endpoint = os.environ.get(f"{kind}_ENDPOINT_URL") or os.environ.get(f"{kind}_ENDPOINT", "")
+    if scheme not in ("s3", "s3a"):
+        return options
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT", "")
     # Whoever names an endpoint without TLS has said so.
-    if endpoint.startswith("http://") or os.environ.get(f"{kind}_ALLOW_HTTP", "").lower() in ("true", "1"):
+    if endpoint.startswith("http://"):
         options["allow_http"] = True
-    if authorities := os.environ.get(f"{kind}_CA_BUNDLE"):
-        options["root_certificate"] = Path(authorities).read_bytes()
+    if authorities := os.environ.get("AWS_CA_BUNDLE"):
+        try:
+            options["root_certificate"] = Path(authorities).read_bytes()
+        except OSError as error:
+            raise RegistryError(
+                f"AWS_CA_BUNDLE names {authorities}, which cannot be read: {error.strerror or error}. Give the file "
+                "with the certificates that vouch for the store, or leave it out"
+            ) from error
     return options
 
 
