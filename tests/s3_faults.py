@@ -104,6 +104,8 @@ class FaultProxy:
     late: float = 0.0
     ahead: float = 0.0
     tls: ssl.SSLContext | None = None
+    upload: float = float("inf")
+    """Bytes a second that clients are rid of."""
     seen: list[Request] = field(default_factory=list)
     """All requests, in the order in which they came."""
 
@@ -162,7 +164,7 @@ class FaultProxy:
         head = await reader.readuntil(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").strip().split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        body = await self._taken(reader, int(headers.get("content-length", 0)))
         method, target, _ = first.split(" ")
         request = Request(method, target, headers, body)
         self.seen.append(request)
@@ -199,6 +201,13 @@ class FaultProxy:
                 return False
         await _send(writer, answer_head + answer, fault)
         return True
+
+    async def _taken(self, reader: asyncio.StreamReader, size: int) -> bytes:
+        body = bytearray()
+        while left := size - len(body):
+            body += await reader.readexactly(min(left, 100_000))
+            await asyncio.sleep(min(left, 100_000) / self.upload)
+        return bytes(body)
 
     async def _answer(self, reader: asyncio.StreamReader, request: Request) -> tuple[bytes, bytes]:
         head = await reader.readuntil(b"\r\n\r\n")

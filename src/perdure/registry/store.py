@@ -45,12 +45,18 @@ _ADVICE = {
 """What to do about what S3 servers call their errors."""
 
 # Short enough that a turn, or a start of serving, says what is wrong instead of hanging: a store that says nothing is
-# waited for for as long as `read_timeout`. One that is slow but goes on may take longer.
+# waited for for as long as `read_timeout`. A download that goes on may take longer.
 _CLIENT: ClientConfig = {
     "connect_timeout": timedelta(seconds=5),
     "read_timeout": timedelta(seconds=30),
     "timeout": timedelta(minutes=15),
 }
+
+# A store has nothing to say while it is sent something, and `read_timeout` counts that as silence.
+LARGE = 1_000_000
+"""Bytes from which a write has `_UPLOAD_SECONDS`, and no limit on silence."""
+_UPLOAD_SECONDS = 600.0
+
 _RETRY: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
 
 
@@ -97,8 +103,9 @@ class Store:
         RegistryUnavailable: by every method: the store cannot be reached, read or written.
     """
 
-    def __init__(self, backend: Backend, name: str) -> None:
+    def __init__(self, backend: Backend, name: str, uploads: Backend | None = None) -> None:
         self._backend = backend
+        self._uploads = uploads or backend
         self.name = name
         """The URL, without secrets."""
         self._folder = Path(backend.prefix) if isinstance(backend, LocalStore) and backend.prefix else None
@@ -120,7 +127,16 @@ class Store:
             if scheme == "memory":
                 return cls(MemoryStore(), name)
             if scheme in REMOTE_SCHEMES:
-                return cls(from_url(url, client_options=_client_options(scheme), retry_config=_RETRY), name)
+                options = _client_options(scheme)
+                patient: ClientConfig = {
+                    "read_timeout": timedelta(seconds=_UPLOAD_SECONDS),
+                    "timeout": timedelta(seconds=_UPLOAD_SECONDS),
+                }
+                return cls(
+                    from_url(url, client_options=options, retry_config=_RETRY),
+                    name,
+                    from_url(url, client_options={**options, **patient}, retry_config=_RETRY),
+                )
         except OSError as error:
             raise RegistryError(
                 f"the registry {name} cannot be made: {_reason(error)}. Make the folder writable for this user, or "
@@ -137,7 +153,7 @@ class Store:
     def put(self, path: str, data: bytes) -> None:
         """Writes `data` to `path`, over what is there."""
         with self._explained(f"writing {path}"):
-            self._backend.put(path, data)
+            self._for(data).put(path, data)
             self._sync(path)
 
     def create(self, path: str, data: bytes) -> bool:
@@ -149,7 +165,7 @@ class Store:
         """
         with self._explained(f"writing {path}"):
             try:
-                self._backend.put(path, data, mode="create")
+                self._for(data).put(path, data, mode="create")
             except AlreadyExistsError:
                 return self._holds(path, data)
             except (BaseError, OSError):
@@ -197,6 +213,9 @@ class Store:
         if self._folder is not None:
             with self._explained(f"deleting {prefix}"):
                 _remove_tree(self._folder / prefix)
+
+    def _for(self, data: bytes) -> Backend:
+        return self._uploads if len(data) >= LARGE else self._backend
 
     def _holds(self, path: str, data: bytes) -> bool:
         return bytes(self._backend.get(path).bytes()) == data

@@ -232,6 +232,24 @@ def test_one_that_is_slow_but_goes_on_is_waited_for(
     assert time.monotonic() - begin > 0.7
 
 
+def test_a_slow_upload_may_take_longer_than_a_store_may_be_silent(
+    url: str, registry: Registry, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(store_module._CLIENT, "read_timeout", timedelta(seconds=0.5))
+    monkeypatch.setitem(store_module._RETRY, "max_retries", 0)
+    # More than the buffers on the way hold; in one request, as shards are sent.
+    large = bytes(16_000_000)
+    (tmp_path / "memory.db").write_bytes(large)
+    shards = Shards(url, "events")
+    mine = shards.claim(0, "one")
+    proxy.upload = 8e6
+    begin = time.monotonic()
+    mine = shards.publish(mine, {"memory.db": tmp_path / "memory.db"}, {"0": 1})
+    assert time.monotonic() - begin > 1
+    proxy.upload = float("inf")
+    assert (shards.fetch(mine, tmp_path / "fetched") / "memory.db").read_bytes() == large
+
+
 # ── refusals ──
 def test_a_store_that_asks_to_slow_down_is_asked_again(registry: Registry, proxy: FaultProxy) -> None:
     seen: dict[tuple[str, str], int] = {}
