@@ -12,6 +12,7 @@ export HF_HUB_OFFLINE ?= 1
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files helm-files chart test-faults test-fuzz bench-soak bench-serving metrics-table clean
 .PHONY: help setup demo test check format lock image-locks protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files check-programs test-images test-faults test-fuzz bench-soak bench-serving metrics-table clean
+.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files s3 s3-files test-outage test-faults test-fuzz bench-soak bench-serving metrics-table clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -93,6 +94,11 @@ check-programs: setup  ## Bring what checks the deployment: promtool (Debian), t
 
 test-images: setup  ## Make the CPU images in folders by the Dockerfile's commands, and run them read-only; as root, gigabytes
 	PERDURE_TEST_IMAGES=1 $(BIN)/pytest tests/deploy/test_images.py --no-header $(ARGS)
+s3: setup  ## An S3-compatible server on 127.0.0.1:7070, until Ctrl-C (Go 1.25)
+	@$(BIN)/python deploy/s3/server.py $(ARGS)
+
+s3-files: setup  ## Build the S3 server of the tests, once
+	@$(BIN)/python deploy/s3/server.py --fetch
 
 bench-continual: setup  ## Perdure beside the methods that people try first; hours (ARGS=--quick: ten minutes)
 	$(BIN)/python benchmarks/continual.py $(ARGS)
@@ -114,6 +120,9 @@ bench-kafka: setup kafka-files  ## What recording, sending, catching up and an o
 
 test-faults: setup kafka-files  ## The faults against a real broker, at full length
 	PERDURE_FULL_FAULTS=1 $(BIN)/pytest tests/e2e/kafka --timeout 900
+
+test-outage: setup s3-files  ## perdure serve with its object store down for an hour (ARGS="--minutes 5": less)
+	$(BIN)/python benchmarks/registry_outage.py $(ARGS)
 
 test-fuzz: setup  ## 10,000 requests made from the API's own description; FUZZ=N for others, SEED=N for others still
 	PERDURE_FUZZ=$(or $(FUZZ),10000) PERDURE_FUZZ_SEED=$(or $(SEED),0) $(BIN)/pytest --timeout 7200 --no-header \

@@ -1,4 +1,4 @@
-"""What tests of several packages share: a clean environment, an encoder small enough to train in a second, brokers."""
+"""What tests of several packages share: a clean environment, a tiny encoder, brokers, and places for a registry."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,15 +67,20 @@ class GivenBroker:
 
 
 @cache
-def broker_module() -> ModuleType:
-    """`deploy/kafka/broker.py`, which no package holds."""
-    file = Path(__file__).parents[1] / "deploy" / "kafka" / "broker.py"
-    spec = importlib.util.spec_from_file_location("perdure_kafka_broker", file)
+def deployed(folder: str, file: str) -> ModuleType:
+    """A module below `deploy`, which no package holds."""
+    path = Path(__file__).parents[1] / "deploy" / folder / file
+    spec = importlib.util.spec_from_file_location(f"perdure_{folder}_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def broker_module() -> ModuleType:
+    """`deploy/kafka/broker.py`."""
+    return deployed("kafka", "broker.py")
 
 
 def running(broker: Any) -> Any:
@@ -113,3 +119,91 @@ def own_broker(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     yield start
     for broker in made:
         broker.kill()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a registry may lie, and what a test may do to it behind its back."""
+
+    url: str
+    """For `Registry`."""
+    backend: Any
+    """An obstore store of the same place."""
+    folder: Path
+    """Where its objects lie as files of the same names; a file's time is its object's."""
+    environment: dict[str, str]
+    """What a process needs to open the URL."""
+
+    def names(self, prefix: str) -> list[str]:
+        """Paths of what lies under `prefix`, without it."""
+        found = (item["path"] for batch in self.backend.list(prefix) for item in batch)
+        return sorted(path.removeprefix(f"{prefix}/") for path in found)
+
+    def age(self, prefix: str, seconds: float) -> None:
+        """Makes all that lies under `prefix` older."""
+        for file in (self.folder / prefix).rglob("*"):
+            at = file.stat().st_mtime - seconds
+            os.utime(file, (at, at))
+
+
+def _s3_started(server: Any) -> Any:
+    """`server`, started. Where Go is missing the test is skipped, but in CI it fails."""
+    try:
+        return server.start()
+    except deployed("s3", "server.py").ProgramMissing as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One S3 server for all tests; each test takes a bucket of its own."""
+    server = _s3_started(deployed("s3", "server.py").Server(tmp_path_factory.mktemp("s3")))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_s3_server(tmp_path: Path) -> Iterator[Any]:
+    """An S3 server that a test may stop, pause or kill."""
+    server = _s3_started(deployed("s3", "server.py").Server(tmp_path / "s3"))
+    yield server
+    server.kill()
+
+
+_buckets = count(1)
+
+
+def s3_place(server: Any) -> Place:
+    """A new bucket of `server`, in which the registry lies below a prefix."""
+    bucket = f"bucket-{next(_buckets)}"
+    server.make_bucket(bucket)
+    folder = server.folder / "objects" / bucket / "models"
+    return Place(f"s3://{bucket}/models", server.store(bucket, prefix="models"), folder, server.environment)
+
+
+@pytest.fixture
+def s3_bucket(s3_server: Any) -> Place:
+    """A bucket of its own, of the server for all tests."""
+    return s3_place(s3_server)
+
+
+@pytest.fixture
+def own_s3_bucket(own_s3_server: Any) -> Place:
+    """A bucket of a server that a test may stop, pause or kill."""
+    return s3_place(own_s3_server)
+
+
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A folder, and a bucket of a real S3 server, for whoever opens a registry by its URL."""
+    if request.param == "folder":
+        from obstore.store import LocalStore
+
+        folder = tmp_path / "registry"
+        return Place(str(folder), LocalStore(folder, mkdir=True), folder, {})
+    made: Place = request.getfixturevalue("s3_bucket")
+    for name, value in made.environment.items():
+        monkeypatch.setenv(name, value)
+    return made

@@ -25,6 +25,7 @@ PerdureError
 │       ├── ApiRequestInvalid (also ValueError)  400, 413, 415, 422: the request cannot be used
 │       └── ApiBusy                   429, 502, 503, 504: not now; perhaps later
 └── RegistryError                     the registry cannot be read or written
+    ├── RegistryUnavailable           its store cannot be reached, read or written now
     ├── VersionNotFound               no such version
     ├── VersionDamaged                a file of a version is missing or altered; it must not be served
     ├── StaleShard                    somebody else has taken the partition over
@@ -108,6 +109,10 @@ class StoreCorrupt(PerdureError):
 
 class RegistryError(PerdureError):
     """The registry cannot be read or written."""
+
+
+class RegistryUnavailable(RegistryError):
+    """The store of the registry cannot be reached, read or written now."""
 
 
 class VersionNotFound(RegistryError):

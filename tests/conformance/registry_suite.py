@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
+from typing import Any
 
+import pytest
 from obstore.store import LocalStore, MemoryStore
 
 from perdure.registry import Card, EncoderCard, Registry
@@ -12,12 +15,24 @@ from perdure.registry.store import Backend
 FILES = {"head.safetensors": b"\x00weights" * 100, "labels.json": b"[]", "drift/report.html": b"<html>"}
 
 
-def a_local_folder(tmp_path: Path) -> Backend:
-    return LocalStore(tmp_path / "registry", mkdir=True)
+def a_local_folder(request: pytest.FixtureRequest) -> Backend:
+    folder: Path = request.getfixturevalue("tmp_path") / "registry"
+    return LocalStore(folder, mkdir=True)
 
 
-def memory(tmp_path: Path) -> Backend:
+def memory(request: pytest.FixtureRequest) -> Backend:
     return MemoryStore()
+
+
+_buckets = count(1)
+
+
+def an_s3_bucket(request: pytest.FixtureRequest) -> Backend:
+    server: Any = request.getfixturevalue("s3_server")
+    bucket = f"suite-{next(_buckets)}"
+    server.make_bucket(bucket)
+    store: Backend = server.store(bucket, prefix="some/where")
+    return store
 
 
 def card(name: str, *, parent: str | None = None) -> Card:
@@ -36,4 +51,4 @@ def log_of(registry: Registry) -> list[str]:
 
 
 # One line for each store.
-STORES = (a_local_folder, memory)
+STORES = (a_local_folder, memory, pytest.param(an_s3_bucket, marks=pytest.mark.s3))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -16,9 +15,9 @@ from .registry_suite import FILES, STORES, card, log_of, put
 
 
 @pytest.fixture(params=STORES)
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    make: Callable[[Path], Backend] = request.param
-    return make(tmp_path)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    make: Callable[[pytest.FixtureRequest], Backend] = request.param
+    return make(request)
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from .registry_suite import FILES, STORES, card, put
 
 
 @pytest.fixture(params=STORES)
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    make: Callable[[Path], Backend] = request.param
-    return make(tmp_path)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    make: Callable[[pytest.FixtureRequest], Backend] = request.param
+    return make(request)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.metadata import version as installed
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp
 from perdure.config import Settings
 from perdure.errors import SettingError
 from perdure.model.base import Classifier
-from perdure.registry import Registry
+from perdure.registry import Registry, Remembered
 from perdure.stream.base import Stream
 from perdure_services.serving import embeddings, health, open_inference, predictions, refusal, subjects, versions
 from perdure_services.serving.access import Access, GuardedRoute, open_to_all
@@ -66,7 +67,13 @@ def create_app(settings: Settings, *, registry: Registry, stream: Stream, load: 
     """
     rpc = _rpc(settings) if settings.serving.grpc_port is not None else None
     service = Service(
-        settings.serving, registry=registry, stream=stream, load=load, max_tokens=settings.model.max_tokens
+        settings.serving,
+        registry=registry,
+        stream=stream,
+        load=load,
+        max_tokens=settings.model.max_tokens,
+        # A registry in memory is never the one of the start before.
+        remembered=None if registry.name == "memory://" else Remembered(Path(settings.registry.cache), registry.name),
     )
     access = Access(settings.serving, service.metrics.registry)
     explanations = Explanations(settings, service)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from perdure.errors import PerdureError, VersionDamaged
+from perdure.errors import PerdureError, RegistryError, VersionDamaged
 from perdure.model.base import Classifier
 from perdure.records import now
-from perdure.registry import Promotion, Registry
+from perdure.registry import Promotion, Registry, Remembered
 from perdure_services.serving.metrics import Metrics
 
 MAX_RETRY_SECONDS = 60.0
@@ -53,16 +53,25 @@ class ChampionWatcher:
 
     Until then, and whenever a version cannot be loaded, the old champion goes on serving. When nothing is served yet
     and the newest version cannot be loaded, the versions of earlier promotions are tried, newest first, without those
-    that were rolled back; the newest is tried again all the while.
+    that were rolled back; the newest is tried again all the while. When nothing is served yet and the registry cannot
+    be read, what is `remembered` is tried once, from its local copy.
     """
 
     def __init__(
-        self, registry: Registry, load: Callable[[str], Classifier], *, interval: float, metrics: Metrics
+        self,
+        registry: Registry,
+        load: Callable[[str], Classifier],
+        *,
+        interval: float,
+        metrics: Metrics,
+        remembered: Remembered | None = None,
     ) -> None:
         self._registry = registry
         self._load = load
         self._interval = interval
         self._metrics = metrics
+        self._remembered = remembered
+        self._recalled = False
         self._current: Champion | None = None
         self._failure: _Failure | None = None
         self._problem: str | None = None
@@ -114,9 +123,15 @@ class ChampionWatcher:
         except (PerdureError, OSError) as error:
             self._metrics.registry_failures.inc()
             if self._registry_problem is None:
-                _log.error("the registry cannot be read, what is served stays: %s", error)
+                stays = "what is served stays" if self._current else "and nothing is served yet"
+                _log.error("the registry cannot be read, %s: %s", stays, error)
             self._registry_problem = f"the registry cannot be read: {error}"
+            self._metrics.registry_reachable.set(0)
+            if self._current is None:
+                self._recall()
             return
+        self._metrics.registry_reachable.set(1)
+        self._metrics.registry_read.set(now())
         if self._registry_problem is not None:
             _log.info("the registry can be read again")
             self._registry_problem = None
@@ -164,6 +179,26 @@ class ChampionWatcher:
             if self._try(promotion, quiet=quiet) is None:
                 return
 
+    def _recall(self) -> None:
+        """Goes on with what was served last on this machine."""
+        if self._recalled or self._remembered is None:
+            return
+        self._recalled = True
+        promotion = self._remembered.read()
+        if promotion is None:
+            _log.error("nothing is remembered of what was served last here, so nothing is served until then")
+            return
+        problem = self._try(promotion, quiet=False)
+        if problem is None:
+            _log.warning(
+                "version %s of promotion %d serves from its local copy: whether it is the champion still will be "
+                "known when the registry can be read",
+                promotion.version,
+                promotion.number,
+            )
+        else:
+            _log.error("version %s, which was served last here, cannot be: %s", promotion.version, problem)
+
     def _try(self, promotion: Promotion, *, quiet: bool) -> str | None:
         """Why the promoted version cannot be served; None when it is served from now on."""
         try:
@@ -187,9 +222,18 @@ class ChampionWatcher:
         self._failure = None
         self._problem = None
         self._metrics.swapped(champion.version, champion.promotion.number)
+        self._remember(champion.promotion)
         if before is None or before.version != champion.version:
             self._metrics.swaps.inc()
             _log.info("version %s serves since promotion %d", champion.version, champion.promotion.number)
+
+    def _remember(self, promotion: Promotion) -> None:
+        if self._remembered is None or self._remembered.read() == promotion:
+            return
+        try:
+            self._remembered.write(promotion)
+        except RegistryError as error:
+            _log.warning("%s", error)
 
 
 def _warm_up(classifier: Classifier, version: str) -> None:

@@ -26,9 +26,6 @@ from perdure_services.serving.processes import start_fleet
 from perdure_services.serving.server import listen, run
 from perdure_services.serving.spool.spooled_stream import with_spool
 
-CACHE = Path("var/perdure/cache")
-"""Where versions of a remote registry are kept, relative to the working folder."""
-
 _log = logging.getLogger(__name__)
 
 USAGE = 2
@@ -82,13 +79,14 @@ def loader(settings: Settings, registry: Registry) -> Callable[[str], Classifier
     # A version knows the name of its encoder; a name in the settings says where it lies on this machine.
     encoder = settings.model.name if settings.model.name != ModelSettings().name else None
     serving = settings.serving
+    cache = Path(settings.registry.cache)
 
     def load(version: str) -> Classifier:
         # Imported here: what runs a model takes a second, and `--help` must not.
         from perdure.engine.load import load_version
 
         loaded = load_version(
-            registry.fetch(version, CACHE),
+            registry.fetch(version, cache),
             version,
             batch=settings.model.batch,
             threads=settings.model.threads or (share_of(serving) if serving.processes > 1 else 0),
@@ -97,7 +95,7 @@ def loader(settings: Settings, registry: Registry) -> Callable[[str], Classifier
             encoder=encoder,
         )
         # One more copy with every swap would fill the disk.
-        prune(CACHE)
+        prune(cache)
         return loaded
 
     return load

@@ -85,6 +85,10 @@ class Metrics:
         self.swaps = self._counter("swaps", "Times that another version began to serve.")
         self.load_failures = self._counter("load_failures", "Tries to load a version that failed.")
         self.registry_failures = self._counter("registry_failures", "Looks at the registry that failed.")
+        self.registry_reachable = self._gauge("registry_reachable", "1 while looks at the registry succeed, else 0.")
+        self.registry_read = self._gauge(
+            "registry_read_timestamp_seconds", "When the registry was last read, in seconds since the epoch."
+        )
         self.records = self._counter(
             "records",
             "Records by what became of them: recorded (durable here, or in a stream on this machine), withdrawn, or "

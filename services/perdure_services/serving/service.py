@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from perdure.config import ModelSettings, ServingSettings
 from perdure.model.base import Classifier, Prediction
 from perdure.records import Erasure, Feedback, Interaction, Record, new_id, now
-from perdure.registry import Registry
+from perdure.registry import Registry, Remembered
 from perdure.stream.base import Stream
 from perdure_services.serving.batcher import Answer, Batcher, no_champion
 from perdure_services.serving.champion import WARM_UP, ChampionWatcher
@@ -102,6 +102,7 @@ class Service:
         stream: where records go.
         load: a version by its name.
         max_tokens: how much of a text the encoder sees.
+        remembered: what was served last, to start with while the registry is away.
 
     Raises:
         ValueError: a remote stream without a spool: recording would wait for the network.
@@ -115,6 +116,7 @@ class Service:
         stream: Stream,
         load: Callable[[str], Classifier],
         max_tokens: int = ModelSettings().max_tokens,
+        remembered: Remembered | None = None,
     ) -> None:
         if stream.remote:
             raise ValueError(f"the stream {type(stream).__name__} is remote: give with_spool(stream, ...) instead")
@@ -123,7 +125,11 @@ class Service:
         self.stream = stream
         self.metrics = Metrics()
         self.champions = ChampionWatcher(
-            registry, lambda version: shared(load(version)), interval=settings.refresh_seconds, metrics=self.metrics
+            registry,
+            lambda version: shared(load(version)),
+            interval=settings.refresh_seconds,
+            metrics=self.metrics,
+            remembered=remembered,
         )
         self.batcher = Batcher(
             lambda: self.champions.current,

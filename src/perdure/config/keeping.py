@@ -16,6 +16,9 @@ class RegistrySettings(Section):
     """A folder, or a URL of any object store (`s3://`, `gs://`, `az://`, `memory://`)."""
     retain: Count = 10
     """Versions kept beside champions and their parents."""
+    cache: str = "var/perdure/cache"
+    """Folder where serving keeps copies of versions, and remembers which it served last: from there it starts while the
+    registry is away."""
 
 
 class MemorySettings(Section):

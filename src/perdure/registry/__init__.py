@@ -3,6 +3,7 @@
 from perdure.registry.card import Card, EncoderCard
 from perdure.registry.promotions import Promotion
 from perdure.registry.registry import JUDGE, Registry
+from perdure.registry.remembered import Remembered
 from perdure.registry.shards import Shards, Snapshot
 
-__all__ = ["JUDGE", "Card", "EncoderCard", "Promotion", "Registry", "Shards", "Snapshot"]
+__all__ = ["JUDGE", "Card", "EncoderCard", "Promotion", "Registry", "Remembered", "Shards", "Snapshot"]

@@ -31,7 +31,8 @@ class Registry:
             from the environment.
 
     Raises:
-        RegistryError: the URL cannot be used. Every method: the store cannot be reached, read or written.
+        RegistryError: the URL cannot be used.
+        RegistryUnavailable: by every method: the store cannot be reached, read or written.
     """
 
     def __init__(self, url: str) -> None:
@@ -88,8 +89,11 @@ class Registry:
     def fetch(self, name: str, cache: Path) -> Path:
         """The local folder `cache`/`name` with exactly the version's files, every one verified, and `card.json`.
 
+        While the store is away a copy that is whole is enough.
+
         Raises:
             VersionNotFound, VersionDamaged: as `read`.
+            RegistryUnavailable: the registry cannot be read, and the cache does not have the version whole.
             RegistryError: the cache cannot be written.
         """
         return self._versions.fetch(name, cache)
@@ -179,16 +183,18 @@ class Registry:
         if retain < 1:
             raise ValueError(f"retain must be at least 1, got {retain}")
         names = self._versions.names()
-        keep = {*names[-retain:], *(entry.version for entry in self.promotions(retain))}
+        promoted = {entry.version for entry in self.promotions(retain)}
         last = self._log.last()
         if last is not None:
-            keep |= {last.version, *(entry.version for entry in islice(self._servable(last), 1))}
-        keep |= {parent for name in keep & set(names) if (parent := self._parent(name))}
+            promoted |= {last.version, *(entry.version for entry in islice(self._servable(last), 1))}
+        keep = {*names[-retain:], *promoted}
+        # Also of champions that a store does not list yet.
+        keep |= {parent for name in keep if (parent := self._parent(name))}
         deleted = tuple(name for name in names if name not in keep)
         for name in deleted:
             self._versions.delete(name)
         self._versions.delete_leftovers()
-        self._versions.delete_unshared()
+        self._versions.delete_unshared(promoted)
         return deleted
 
     def _next_entry(self, version: str, number: int | None, *, reason: str, by: str) -> Promotion:
@@ -225,7 +231,8 @@ class Registry:
 
     def _parent(self, name: str) -> str | None:
         try:
-            return self._versions.card(name).parent
+            card = self._versions.find(name)
         except RegistryError as error:
             log.warning("the parent of version %s is not known: %s", name, error)
             return None
+        return None if card is None else card.parent

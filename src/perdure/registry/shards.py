@@ -59,6 +59,8 @@ class Shards:
     def __init__(self, url: str, topic: str) -> None:
         self._store = Store.open(url)
         self._prefix = f"shards/{topic}"
+        self._seen: dict[int, int] = {}
+        """The last number of each partition when it was last looked for."""
 
     def partitions(self) -> tuple[int, ...]:
         """Partitions that somebody has ever owned."""
@@ -71,10 +73,10 @@ class Shards:
         Raises:
             StoreCorrupt: its entry cannot be read.
         """
-        numbers = self._numbers(partition)
-        if not numbers:
+        last = self._last(partition)
+        if not last:
             return None
-        path = self._entry(partition, numbers[-1])
+        path = self._entry(partition, last)
         data = self._store.get(path)
         try:
             return Snapshot.model_validate_json(data or b"")
@@ -122,7 +124,7 @@ class Shards:
             files=hashes,
         )
         written = self._append(fresh)
-        self._collect(mine.partition)
+        self._collect(written)
         return written
 
     def fetch(self, snapshot: Snapshot, folder: Path) -> Path:
@@ -157,7 +159,7 @@ class Shards:
         path = self._entry(snapshot.partition, snapshot.number)
         created = self._store.create(path, snapshot.model_dump_json().encode())
         # Old numbers are removed one day, and then one could be created again: only the last number counts.
-        if not created or self._numbers(snapshot.partition)[-1] != snapshot.number:
+        if not created or self._last(snapshot.partition, snapshot.number) != snapshot.number:
             if created:
                 self._store.delete(path)
             raise StaleShard(
@@ -166,18 +168,36 @@ class Shards:
             )
         return snapshot
 
-    def _collect(self, partition: int) -> None:
+    def _collect(self, newest: Snapshot) -> None:
+        partition = newest.partition
         numbers = self._numbers(partition)
-        used: set[str] = set()
+        used = set(newest.files.values())
         for number in numbers[-KEPT:]:
             data = self._store.get(self._entry(partition, number))
             used.update(Snapshot.model_validate_json(data).files.values() if data else ())
         for number in numbers[:-KEPT]:
             self._store.delete(self._entry(partition, number))
-        folder = f"{self._prefix}/{partition}/files"
-        for item in tuple(self._store.items(folder)):
-            if item.path.rpartition("/")[2] not in used and item.modified.timestamp() < now() - GRACE_SECONDS:
+        items = tuple(self._store.items(f"{self._prefix}/{partition}"))
+        # By the store's clock, which may be behind ours: the entry of this snapshot was written just now.
+        present = min(now(), max((item.modified.timestamp() for item in items), default=0.0))
+        for item in items:
+            *_, kind, name = item.path.split("/")
+            if kind == "files" and name not in used and item.modified.timestamp() < present - GRACE_SECONDS:
                 self._store.delete(item.path)
+
+    def _last(self, partition: int, known: int = 0) -> int:
+        """Number of the last entry, 0 where there is none; `known` is there.
+
+        A store may list late: behind what it lists, and what was seen before, one number after the other is asked for.
+        """
+        last = max([known, *self._numbers(partition)])
+        seen = self._seen.get(partition, 0)
+        if seen > last and self._store.size(self._entry(partition, seen)) is not None:
+            last = seen
+        while self._store.size(self._entry(partition, last + 1)) is not None:
+            last += 1
+        self._seen[partition] = last
+        return last
 
     def _numbers(self, partition: int) -> list[int]:
         items = self._store.items(f"{self._prefix}/{partition}/log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, MemoryStore, from_url
 
-from perdure.errors import RegistryError
+from perdure.errors import RegistryError, RegistryUnavailable
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -25,8 +26,37 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 KNOWN = "a folder, file:///FOLDER, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or memory://"
 
-# Short enough that a turn, or a start of serving, says what is wrong instead of hanging.
-_CLIENT: ClientConfig = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=120)}
+log = logging.getLogger(__name__)
+
+_FULL = "Free some space there: nothing that was finished before is lost"
+_WRONG = "Give the right credentials for this store in the environment"
+_EXPIRED = "The credentials have expired: give new ones in the environment, and start this process again"
+
+_ADVICE = {
+    "ExpiredToken": _EXPIRED,
+    "TokenRefreshRequired": _EXPIRED,
+    "InvalidAccessKeyId": _WRONG,
+    "SignatureDoesNotMatch": _WRONG,
+    "RequestTimeTooSkewed": "This machine's clock and the store's differ by too much: set the one that is wrong",
+    "NoSuchBucket": "Make that bucket, or name another one in registry.url: Perdure makes none",
+    "SlowDown": "The store wants fewer requests: try again later, or raise its limits",
+    "EntityTooLarge": "The store does not take objects of that size: raise its limit",
+}
+"""What to do about what S3 servers call their errors."""
+
+# Short enough that a turn, or a start of serving, says what is wrong instead of hanging: a store that says nothing is
+# waited for for as long as `read_timeout`. A download that goes on may take longer.
+_CLIENT: ClientConfig = {
+    "connect_timeout": timedelta(seconds=5),
+    "read_timeout": timedelta(seconds=30),
+    "timeout": timedelta(minutes=15),
+}
+
+# A store has nothing to say while it is sent something, and `read_timeout` counts that as silence.
+LARGE = 1_000_000
+"""Bytes from which a write has `_UPLOAD_SECONDS`, and no limit on silence."""
+_UPLOAD_SECONDS = 600.0
+
 _RETRY: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
 
 
@@ -69,11 +99,13 @@ class Store:
     """Reads and writes whole objects under a URL.
 
     Raises:
-        RegistryError: the URL cannot be used. All other methods: the store cannot be reached, read or written.
+        RegistryError: the URL cannot be used.
+        RegistryUnavailable: by every method: the store cannot be reached, read or written.
     """
 
-    def __init__(self, backend: Backend, name: str) -> None:
+    def __init__(self, backend: Backend, name: str, uploads: Backend | None = None) -> None:
         self._backend = backend
+        self._uploads = uploads or backend
         self.name = name
         """The URL, without secrets."""
         self._folder = Path(backend.prefix) if isinstance(backend, LocalStore) and backend.prefix else None
@@ -95,7 +127,16 @@ class Store:
             if scheme == "memory":
                 return cls(MemoryStore(), name)
             if scheme in REMOTE_SCHEMES:
-                return cls(from_url(url, client_options=_CLIENT, retry_config=_RETRY), name)
+                options = _client_options(scheme)
+                patient: ClientConfig = {
+                    "read_timeout": timedelta(seconds=_UPLOAD_SECONDS),
+                    "timeout": timedelta(seconds=_UPLOAD_SECONDS),
+                }
+                return cls(
+                    from_url(url, client_options=options, retry_config=_RETRY),
+                    name,
+                    from_url(url, client_options={**options, **patient}, retry_config=_RETRY),
+                )
         except OSError as error:
             raise RegistryError(
                 f"the registry {name} cannot be made: {_reason(error)}. Make the folder writable for this user, or "
@@ -112,16 +153,25 @@ class Store:
     def put(self, path: str, data: bytes) -> None:
         """Writes `data` to `path`, over what is there."""
         with self._explained(f"writing {path}"):
-            self._backend.put(path, data)
+            self._for(data).put(path, data)
             self._sync(path)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Writes `data` to `path` if nothing is there, and says whether it did; readers see all of it or nothing."""
+        """Writes `data` to `path` if nothing is there, and says whether it did; readers see all of it or nothing.
+
+        A remote store may write, and its answer be lost: then what is sent again finds itself, or there is only an
+        error. So what stands there decides: who finds exactly `data` has written it. Where it matters who was first,
+        `data` must have something of its own, a time or an owner.
+        """
         with self._explained(f"writing {path}"):
             try:
-                self._backend.put(path, data, mode="create")
+                self._for(data).put(path, data, mode="create")
             except AlreadyExistsError:
-                return False
+                return self._holds(path, data)
+            except (BaseError, OSError):
+                if not self._seems_to_hold(path, data):
+                    raise
+                log.info("%s was written to %s, though the answer was an error", path, self.name)
             self._sync(path)
             return True
 
@@ -164,6 +214,19 @@ class Store:
             with self._explained(f"deleting {prefix}"):
                 _remove_tree(self._folder / prefix)
 
+    def _for(self, data: bytes) -> Backend:
+        return self._uploads if len(data) >= LARGE else self._backend
+
+    def _holds(self, path: str, data: bytes) -> bool:
+        return bytes(self._backend.get(path).bytes()) == data
+
+    def _seems_to_hold(self, path: str, data: bytes) -> bool:
+        try:
+            return self._holds(path, data)
+        except (BaseError, OSError) as error:
+            log.debug("what stands at %s in %s is not known: %s", path, self.name, _reason(error))
+            return False
+
     def _sync(self, path: str) -> None:
         # obstore renames or links a whole file into place, but leaves it to the system when it reaches the disk.
         if self._folder is None:
@@ -181,21 +244,53 @@ class Store:
         try:
             yield
         except (BaseError, OSError, ValueError) as error:
-            raise RegistryError(
+            raise RegistryUnavailable(
                 f"the registry {self.name} failed at {doing}: {_reason(error)}. {_advice(error)}"
             ) from None
 
 
+def _client_options(scheme: str) -> ClientConfig:
+    """Options of the HTTP client, with those of the environment, which obstore leaves out where any are given."""
+    options: ClientConfig = {**_CLIENT}
+    if scheme not in ("s3", "s3a"):
+        return options
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT", "")
+    # Whoever names an endpoint without TLS has said so.
+    if endpoint.startswith("http://"):
+        options["allow_http"] = True
+    if authorities := os.environ.get("AWS_CA_BUNDLE"):
+        try:
+            options["root_certificate"] = Path(authorities).read_bytes()
+        except OSError as error:
+            raise RegistryError(
+                f"AWS_CA_BUNDLE names {authorities}, which cannot be read: {error.strerror or error}. Give the file "
+                "with the certificates that vouch for the store, or leave it out"
+            ) from error
+    return options
+
+
 def _reason(error: Exception) -> str:
-    """The first line of what a store says, without secrets; the rest is debugging output that may show any."""
+    """The first line of what a store says, and its code, without secrets; the rest may show any."""
     first = str(error).strip().partition("\n")[0]
+    first = re.sub(r":? *<\?xml.*", "", first)
+    if (code := _code(error)) and code not in first:
+        first = f"{first}: {code}"
     return re.sub(r"[\w+.-]+://[^\s\"'`()<>,]+", lambda found: redacted(found[0]), first) or type(error).__name__
 
 
+def _code(error: Exception) -> str | None:
+    """What an S3 server calls the error."""
+    found = re.search(r"<Code>(\w+)</Code>", str(error))
+    return found[1] if found else None
+
+
 def _advice(error: Exception) -> str:
+    code = _code(error)
+    if code in _ADVICE:
+        return _ADVICE[code]
     text = str(error).lower()
-    if "no space left" in text or "quota" in text:
-        return "Free some space there: nothing that was finished before is lost"
+    if "no space left" in text or "quota" in text or "storagefull" in text or "507 " in text:
+        return _FULL
     if "read-only" in text:
         return "It is read-only: mount it writable, or give another place in registry.url"
     if isinstance(error, UnauthenticatedError) or "credential" in text:

@@ -7,12 +7,13 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from perdure.errors import RegistryError, VersionDamaged, VersionNotFound
+from perdure.errors import RegistryError, RegistryUnavailable, VersionDamaged, VersionNotFound
 from perdure.file_identity import FileIdentity
 from perdure.registry import cache as copies
 from perdure.registry.card import CARD, Card, FileCard, is_file_name, is_version_name
@@ -37,6 +38,8 @@ class Versions:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._written: deque[str] = deque(maxlen=REMEMBERED)
+        """Versions written here: a store may not list them yet."""
         self._seen: set[tuple[FileIdentity, str]] = set()
         """Files of a cache that were whole when they were last looked at, and their hashes."""
 
@@ -58,7 +61,7 @@ class Versions:
         cards = {name: FileCard.of(data) for name, data in files.items()}
         cards |= {name: FileCard.of(data, shared=True) for name, data in shared.items()}
         sealed = card.model_copy(update={"files": dict(sorted(cards.items()))})
-        there = self._find(card.name)
+        there = self.find(card.name)
         if there is not None:
             return self._same(there, sealed)
         for name, data in files.items():
@@ -67,6 +70,7 @@ class Versions:
             path = _place(card.name, name, cards[name])
             if self._store.size(path) != len(data):
                 self._store.put(path, data)
+        self._written.append(card.name)
         if self._store.create(_path(card.name, CARD), sealed.encode()):
             return sealed
         return self._same(self.card(card.name), sealed)
@@ -79,7 +83,7 @@ class Versions:
             VersionDamaged: the card is not what was written.
             RegistryError: the card is of a newer schema.
         """
-        card = self._find(name)
+        card = self.find(name)
         if card is None:
             near = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.4)
             hint = f"did you mean {', '.join(near)}?" if near else "`perdure versions` lists what is there"
@@ -124,14 +128,22 @@ class Versions:
     def fetch(self, name: str, cache: Path) -> Path:
         """The folder `cache`/`name` with exactly the version's files, each verified, and its card.
 
-        A file that lies in the cache is hashed again each time; a damaged one is read from the registry afresh.
+        A file that lies in the cache is hashed again each time; a damaged one is read from the registry afresh. While
+        the store is away a copy that is whole by its own card is enough: a version never changes.
 
         Raises:
             VersionNotFound, VersionDamaged: as `read`.
-            RegistryError: the registry cannot be read, or the cache cannot be written.
+            RegistryUnavailable: the registry cannot be read, and the cache does not have the version whole.
+            RegistryError: the cache cannot be written.
         """
-        card = self.card(name)
         folder = cache / name
+        try:
+            card = self.card(name)
+        except RegistryUnavailable as error:
+            if not self._kept(name, folder):
+                raise
+            log.warning("version %s is taken from its copy in %s: %s", name, cache, error)
+            return folder
         try:
             self._fill(folder, card)
         except OSError as error:
@@ -153,11 +165,15 @@ class Versions:
         for item in self._store.items(FOLDER):
             _, name, *_ = item.path.split("/")
             youngest[name] = max(item.modified, youngest.get(name, item.modified))
+        present = _present(youngest.values())
         old = tuple(
             sorted(
                 name
                 for name, modified in youngest.items()
-                if name not in sealed and (datetime.now(UTC) - modified).total_seconds() > LEFTOVER_SECONDS
+                if name not in sealed
+                and (present - modified).total_seconds() > LEFTOVER_SECONDS
+                # A store that lists late is asked for the card itself.
+                and self._store.size(_path(name, CARD)) is None
             )
         )
         for name in old:
@@ -165,20 +181,23 @@ class Versions:
             self._store.delete_folder(f"{FOLDER}/{name}")
         return old
 
-    def delete_unshared(self) -> tuple[str, ...]:
+    def delete_unshared(self, also: Iterable[str] = ()) -> tuple[str, ...]:
         """Removes shared files that no version has any more and that nobody may be about to use; returns their hashes.
 
         Nothing is removed while a card cannot be read: what it names is not known.
+
+        Args:
+            also: versions that count even where the store does not list them yet; so do those written here.
         """
+        shared = tuple(self._store.items(SHARED))
+        present = _present(item.modified for item in (*shared, *self._store.items(FOLDER)))
         old = {
-            item.path.split("/")[-1]
-            for item in self._store.items(SHARED)
-            if (datetime.now(UTC) - item.modified).total_seconds() > LEFTOVER_SECONDS
+            item.path.split("/")[-1] for item in shared if (present - item.modified).total_seconds() > LEFTOVER_SECONDS
         }
         if not old:
             return ()
         try:
-            cards = [self.card(name) for name in self.names()]
+            cards = [card for name in {*self.names(), *also, *self._written} if (card := self.find(name))]
         except RegistryError as error:
             log.warning("shared files stay: %s", error)
             return ()
@@ -187,7 +206,8 @@ class Versions:
             self._store.delete(f"{SHARED}/{digest}")
         return tuple(sorted(old))
 
-    def _find(self, name: str) -> Card | None:
+    def find(self, name: str) -> Card | None:
+        """The card of `name`, or None when there is no such version; raises else what `card` does."""
         data = self._store.get(_path(name, CARD)) if is_version_name(name) else None
         return None if data is None else Card.decode(name, data)
 
@@ -205,6 +225,8 @@ class Versions:
     def _verified(self, name: str, file: str, wanted: FileCard) -> bytes:
         data = self._store.get(_place(name, file, wanted))
         if data is None:
+            # The card goes first when a version is deleted.
+            self.card(name)
             raise _missing(name, file, wanted)
         if not wanted.describes(data):
             found = FileCard.of(data)
@@ -229,6 +251,14 @@ class Versions:
                 self._bring(target, folder.parent, card.name, name, wanted)
         _replace(folder / CARD, card.encode(), folder.parent)
 
+    def _kept(self, name: str, folder: Path) -> bool:
+        """Whether the folder is a whole copy of the version, by the card that lies in it."""
+        try:
+            card = Card.decode(name, (folder / CARD).read_bytes())
+            return all(self._whole(folder / file, wanted) for file, wanted in card.files.items())
+        except (OSError, RegistryError):
+            return False
+
     def _bring(self, target: Path, cache: Path, version: str, name: str, wanted: FileCard) -> None:
         """Puts a file into the cache, unless it lies there whole."""
         if target.is_file():
@@ -249,6 +279,14 @@ class Versions:
                 self._seen.clear()
             self._seen.add(seen)
         return True
+
+
+def _present(times: Iterable[datetime]) -> datetime:
+    """The time by the clock of a store in which things were written at `times`; never later than it is.
+
+    A clock that is behind ours would make what was written just now look old.
+    """
+    return min(datetime.now(UTC), max(times, default=datetime.now(UTC)))
 
 
 def _path(version: str, file: str) -> str:

@@ -6,6 +6,7 @@ import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,8 @@ GRAPH, OTHER = b"a graph", b"another graph"
 
 
 @pytest.fixture
-def registry() -> Registry:
-    registry = Registry("memory://")
+def registry(place: Any) -> Registry:
+    registry = Registry(place.url)
     for name, graph in (("v1", OTHER), ("v2", GRAPH), ("v3", GRAPH)):
         card = Card(name=name, kind="head", encoder=EncoderCard(name="mini", fingerprint="f00"), labels=("a", "b"))
         registry.write(card, {"deep/head": name.encode()}, {"graph": graph})

@@ -1,4 +1,4 @@
-"""Several processes over one local folder."""
+"""Several processes over one registry, in a folder and in a bucket."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,9 +53,9 @@ def start(code: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_of_processes_that_promote_at_once_exactly_one_wins(tmp_path: Path) -> None:
-    Registry(str(tmp_path)).write(card("v1"), {"head": b"w"})
-    processes = {name: start(PROMOTER, str(tmp_path), name) for name in ("p", "q", "r")}
+def test_of_processes_that_promote_at_once_exactly_one_wins(place: Any) -> None:
+    Registry(place.url).write(card("v1"), {"head": b"w"})
+    processes = {name: start(PROMOTER, place.url, name) for name in ("p", "q", "r")}
     for process in processes.values():
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -69,18 +70,18 @@ def test_of_processes_that_promote_at_once_exactly_one_wins(tmp_path: Path) -> N
             won[int(number)] = name
         assert process.returncode == 0
     assert sorted(won) == list(range(1, 31))
-    assert {entry.number: entry.by for entry in Registry(str(tmp_path)).promotions()} == won
+    assert {entry.number: entry.by for entry in Registry(place.url).promotions()} == won
 
 
 @pytest.mark.parametrize("after", [1, 12])
-def test_a_killed_writer_leaves_whole_versions_and_can_go_on(tmp_path: Path, after: int) -> None:
-    process = start(WRITER, str(tmp_path))
+def test_a_killed_writer_leaves_whole_versions_and_can_go_on(place: Any, after: int) -> None:
+    process = start(WRITER, place.url)
     assert process.stdout is not None
     for _ in range(after):
         process.stdout.readline()
     process.kill()
     done = after + len(process.communicate(timeout=30)[0].split())
-    registry = Registry(str(tmp_path))
+    registry = Registry(place.url)
     assert len(registry.promotions()) in (done, done + 1)
     for name in registry.versions():
         assert registry.read(name, "head") == b"w" * 20_000
@@ -92,13 +93,13 @@ def test_a_killed_writer_leaves_whole_versions_and_can_go_on(tmp_path: Path, aft
     assert registry.promote("v999999", reason="on we go", by="ann").number == champion.number + 1
 
 
-def test_nobody_ever_reads_half_a_card_or_half_a_promotion(tmp_path: Path) -> None:
+def test_nobody_ever_reads_half_a_card_or_half_a_promotion(place: Any) -> None:
     stop = threading.Event()
     failures: list[BaseException] = []
     seen = {"cards": 0, "promotions": 0}
 
     def read() -> None:
-        registry = Registry(str(tmp_path))
+        registry = Registry(place.url)
         number = 0
         try:
             while not stop.is_set():
@@ -115,7 +116,7 @@ def test_nobody_ever_reads_half_a_card_or_half_a_promotion(tmp_path: Path) -> No
     readers = [threading.Thread(target=read) for _ in range(2)]
     for reader in readers:
         reader.start()
-    writer = Registry(str(tmp_path))
+    writer = Registry(place.url)
     for number in range(60):
         writer.write(card(f"v{number:06d}"), {"head": b"w"})
         writer.promote(f"v{number:06d}", number=number + 1, reason="x" * 5000, by="ann")
@@ -145,11 +146,11 @@ def test_what_was_written_is_synced_to_disk(tmp_path: Path, monkeypatch: pytest.
     assert synced.index("r/versions/v1/head") < synced.index("r/versions/v1/card.json")
 
 
-def test_a_promotion_is_one_readable_json_object(tmp_path: Path) -> None:
-    registry = Registry(str(tmp_path))
+def test_a_promotion_is_one_readable_json_object(place: Any) -> None:
+    registry = Registry(place.url)
     registry.write(card("v1"), {"head": b"w"})
     registry.promote("v1", number=1, reason="the first", by="ann")
-    fields = json.loads((tmp_path / "promotions" / "00000001.json").read_text(encoding="utf-8"))
+    fields = json.loads(bytes(place.backend.get("promotions/00000001.json").bytes()))
     assert fields["schema"] == 1
     assert (fields["number"], fields["version"], fields["by"], fields["reason"]) == (1, "v1", "ann", "the first")
     with pytest.raises(StalePromotion):

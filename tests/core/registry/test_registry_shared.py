@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,26 +21,24 @@ def card(name: str) -> Card:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry(str(tmp_path / "registry"))
+def registry(place: Any) -> Registry:
+    return Registry(place.url)
 
 
-def age(tmp_path: Path) -> None:
+def age(place: Any) -> None:
     """Makes all shared files too old to be anybody's work."""
-    long_ago = time.time() - LEFTOVER_SECONDS - 60
-    for file in (tmp_path / "registry" / "shared").iterdir():
-        os.utime(file, (long_ago, long_ago))
+    place.age("shared", LEFTOVER_SECONDS + 60)
 
 
-def shared(tmp_path: Path) -> list[str]:
-    return sorted(file.name for file in (tmp_path / "registry" / "shared").iterdir())
+def shared(place: Any) -> list[str]:
+    return place.names("shared")
 
 
-def test_one_file_serves_many_versions(registry: Registry, tmp_path: Path) -> None:
+def test_one_file_serves_many_versions(registry: Registry, place: Any, tmp_path: Path) -> None:
     for name in ("v1", "v2"):
         registry.write(card(name), {"head": name.encode()}, {"graph": GRAPH})
-    assert shared(tmp_path) == [FileCard.of(GRAPH).sha256]
-    assert not (tmp_path / "registry" / "versions" / "v1" / "graph").exists()
+    assert shared(place) == [FileCard.of(GRAPH).sha256]
+    assert place.names("versions/v1") == ["card.json", "head"]
     assert registry.read("v2", "graph") == GRAPH
     folders = [registry.fetch(name, tmp_path / "cache") for name in ("v1", "v2")]
     assert [(folder / "graph").read_bytes() for folder in folders] == [GRAPH, GRAPH]
@@ -73,41 +70,41 @@ def test_writing_again_changes_nothing_and_other_content_is_refused(registry: Re
         registry.write(card("v2"), {}, {"../graph": GRAPH})
 
 
-def test_a_damaged_one_is_noticed_and_made_whole(registry: Registry, tmp_path: Path) -> None:
+def test_a_damaged_one_is_noticed_and_made_whole(registry: Registry, place: Any, tmp_path: Path) -> None:
     registry.write(card("v1"), {}, {"graph": GRAPH})
     folder = registry.fetch("v1", tmp_path / "cache")
     (folder / "graph").write_bytes(b"damaged in the cache")
     assert (registry.fetch("v1", tmp_path / "cache") / "graph").read_bytes() == GRAPH
-    (tmp_path / "registry" / "shared" / FileCard.of(GRAPH).sha256).write_bytes(b"x" * len(GRAPH))
+    place.backend.put(f"shared/{FileCard.of(GRAPH).sha256}", b"x" * len(GRAPH))
     with pytest.raises(VersionDamaged, match="graph of version v1 is altered"):
         registry.read("v1", "graph")
-    (tmp_path / "registry" / "shared" / FileCard.of(GRAPH).sha256).unlink()
+    place.backend.delete(f"shared/{FileCard.of(GRAPH).sha256}")
     with pytest.raises(VersionDamaged, match="graph of version v1 is missing"):
         registry.promote("v1", reason="try", by="somebody")
 
 
-def test_it_goes_with_the_last_version_that_has_it(registry: Registry, tmp_path: Path) -> None:
+def test_it_goes_with_the_last_version_that_has_it(registry: Registry, place: Any) -> None:
     registry.write(card("v1"), {}, {"graph": GRAPH})
     registry.write(card("v2"), {}, {"graph": GRAPH})
     registry.write(card("v3"), {}, {"graph": b"another"})
-    age(tmp_path)
+    age(place)
     assert registry.collect(2) == ("v1",)
-    assert len(shared(tmp_path)) == 2
+    assert len(shared(place)) == 2
     assert registry.collect(1) == ("v2",)
-    assert shared(tmp_path) == [FileCard.of(b"another").sha256]
+    assert shared(place) == [FileCard.of(b"another").sha256]
 
 
-def test_what_somebody_may_be_about_to_use_stays(registry: Registry, tmp_path: Path) -> None:
+def test_what_somebody_may_be_about_to_use_stays(registry: Registry, place: Any) -> None:
     registry.write(card("v1"), {}, {"graph": GRAPH})
     registry.write(card("v2"), {}, {"graph": b"another"})
     # Young: its writer may not have come to the card yet.
     registry.collect(1)
-    assert len(shared(tmp_path)) == 2
+    assert len(shared(place)) == 2
     # Nobody knows what a card that cannot be read names.
-    age(tmp_path)
-    (tmp_path / "registry" / "versions" / "v2" / "card.json").write_text("{}")
+    age(place)
+    place.backend.put("versions/v2/card.json", b"{}")
     registry.collect(1)
-    assert len(shared(tmp_path)) == 2
+    assert len(shared(place)) == 2
 
 
 def test_a_cache_on_a_file_system_without_links(

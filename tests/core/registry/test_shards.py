@@ -10,8 +10,8 @@ from perdure.registry import shards as shards_module
 
 
 @pytest.fixture
-def shards(tmp_path):
-    return Shards(str(tmp_path / "registry"), "events")
+def shards(place):
+    return Shards(place.url, "events")
 
 
 @pytest.fixture
@@ -83,26 +83,26 @@ def test_two_claims_at_once_have_one_winner(shards, monkeypatch):
     assert shards.claim(0, "second").number == 2
 
 
-def test_old_snapshots_go(shards, folder, tmp_path, monkeypatch):
+def test_old_snapshots_go(shards, folder, place, tmp_path, monkeypatch):
     monkeypatch.setattr(shards_module, "GRACE_SECONDS", -1.0)
     mine = shards.claim(0, "one")
     for number in range(12):
         (folder / "memory.db").write_bytes(b"%d" % number)
         mine = shards.publish(mine, files(folder), {"0": number})
-    kept = list((tmp_path / "registry" / "shards" / "events" / "0" / "log").iterdir())
-    assert len(kept) == shards_module.KEPT
+    assert len(place.names("shards/events/0/log")) == shards_module.KEPT
     # One head that never changed, and a database for each.
-    stored = list((tmp_path / "registry" / "shards" / "events" / "0" / "files").iterdir())
-    assert len(stored) == shards_module.KEPT + 1
+    assert len(place.names("shards/events/0/files")) == shards_module.KEPT + 1
     assert (shards.fetch(mine, tmp_path / "fetched") / "memory.db").read_bytes() == b"11"
 
 
-def test_a_young_file_that_no_entry_names_stays(shards, folder, tmp_path):
+def test_a_young_file_that_no_entry_names_stays_until_it_is_old(shards, folder, place):
     mine = shards.publish(shards.claim(0, "one"), files(folder), {"0": 1})
-    stored = tmp_path / "registry" / "shards" / "events" / "0" / "files"
-    (stored / ("a" * 64)).write_bytes(b"about to be named")
-    shards.publish(mine, files(folder), {"0": 2})
-    assert (stored / ("a" * 64)).exists()
+    place.backend.put(f"shards/events/0/files/{'a' * 64}", b"about to be named")
+    mine = shards.publish(mine, files(folder), {"0": 2})
+    assert "a" * 64 in place.names("shards/events/0/files")
+    place.age("shards/events/0/files", shards_module.GRACE_SECONDS + 60)
+    shards.publish(mine, files(folder), {"0": 3})
+    assert place.names("shards/events/0/files") == sorted(mine.files.values())
 
 
 def test_what_lay_in_the_folder_goes(shards, folder, tmp_path):
@@ -115,22 +115,21 @@ def test_what_lay_in_the_folder_goes(shards, folder, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "altered"])
-def test_a_damaged_file_is_told(shards, folder, tmp_path, damage):
+def test_a_damaged_file_is_told(shards, folder, place, tmp_path, damage):
     mine = shards.publish(shards.claim(0, "one"), files(folder), {"0": 1})
-    file = tmp_path / "registry" / "shards" / "events" / "0" / "files" / mine.files["memory.db"]
-    file.unlink() if damage == "missing" else file.write_bytes(b"other")
+    file = f"shards/events/0/files/{mine.files['memory.db']}"
+    place.backend.delete(file) if damage == "missing" else place.backend.put(file, b"other")
     with pytest.raises(StoreCorrupt, match=r"memory\.db of partition 0's snapshot 2"):
         shards.fetch(mine, tmp_path / "fetched")
 
 
-def test_a_damaged_entry_is_told(shards, tmp_path):
+def test_a_damaged_entry_is_told(shards, place):
     shards.claim(0, "one")
-    entry = tmp_path / "registry" / "shards" / "events" / "0" / "log" / "00000001.json"
-    entry.write_text(json.dumps({"partition": "x"}))
+    place.backend.put("shards/events/0/log/00000001.json", json.dumps({"partition": "x"}).encode())
     with pytest.raises(StoreCorrupt, match=r"00000001\.json.*cannot be read"):
         shards.newest(0)
 
 
-def test_topics_do_not_meet(tmp_path):
-    Shards(str(tmp_path), "events").claim(0, "one")
-    assert Shards(str(tmp_path), "events.other").partitions() == ()
+def test_topics_do_not_meet(place):
+    Shards(place.url, "events").claim(0, "one")
+    assert Shards(place.url, "events.other").partitions() == ()

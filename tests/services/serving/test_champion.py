@@ -7,8 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from perdure.errors import RegistryError, VersionDamaged
+from perdure.errors import RegistryError, RegistryUnavailable, VersionDamaged
 from perdure.model.base import Scores
+from perdure.registry import Remembered
 from perdure_services.serving import champion as module
 from perdure_services.serving.champion import ChampionWatcher
 from perdure_services.serving.metrics import KEPT_VERSIONS, Metrics
@@ -271,3 +272,85 @@ def test_series_of_versions_that_serve_no_more_go(metrics):
     assert value(metrics, "predictions_total", version="v2", label="b") is None
     assert value(metrics, "predictions_total", version="v3", label="a") == 2
     assert value(metrics, "predictions_total", version=f"v{KEPT_VERSIONS + 2}", label="b") == 1
+
+
+# ── a start without the registry ──
+class Away:
+    """A registry whose store is away until it is not."""
+
+    def __init__(self, registry):
+        self._registry = registry
+        self.away = True
+
+    def __getattr__(self, name):
+        if self.away:
+            raise RegistryUnavailable("the store is away")
+        return getattr(self._registry, name)
+
+
+@pytest.fixture
+def remembered(tmp_path):
+    return Remembered(tmp_path / "cache", "s3://bucket/models")
+
+
+def test_without_the_registry_it_starts_with_what_was_served_last(
+    registry, publish, shelf, metrics, remembered, caplog
+):
+    for name in ("v1", "v2"):
+        publish(registry, name)
+    ChampionWatcher(registry, shelf, interval=0.01, metrics=metrics, remembered=remembered).refresh()
+    assert remembered.read() == registry.champion()
+    away = Away(registry)
+    watcher = ChampionWatcher(away, shelf, interval=0.01, metrics=Metrics(), remembered=remembered)
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            watcher.refresh()
+    assert served(watcher) == ("v2", 2)
+    assert shelf.asked == ["v2", "v2"]
+    assert "registry cannot be read" in watcher.problem
+    assert caplog.text.count("cannot be read, and nothing is served yet") == 1
+    assert caplog.text.count("version v2 of promotion 2 serves from its local copy") == 1
+    publish(registry, "v3")
+    away.away = False
+    watcher.refresh()
+    assert served(watcher) == ("v3", 3)
+    assert watcher.problem is None
+    assert remembered.read() == registry.champion()
+
+
+def test_what_was_served_last_and_cannot_be_now_is_tried_once(registry, publish, shelf, remembered, metrics, caplog):
+    publish(registry, "v1")
+    remembered.write(registry.champion())
+    shelf.errors["v1"] = VersionDamaged("no whole copy of it")
+    away = Away(registry)
+    watcher = ChampionWatcher(away, shelf, interval=0.01, metrics=metrics, remembered=remembered)
+    for _ in range(3):
+        watcher.refresh()
+    assert watcher.current is None
+    assert shelf.asked == ["v1"]
+    assert "version v1, which was served last here, cannot be: no whole copy of it" in caplog.text
+    assert "registry cannot be read" in watcher.problem
+    assert value(metrics, "registry_reachable") == 0
+    del shelf.errors["v1"]
+    away.away = False
+    watcher.refresh()
+    assert served(watcher) == ("v1", 1)
+    assert value(metrics, "registry_reachable") == 1
+    assert value(metrics, "registry_read_timestamp_seconds") > time.time() - 60
+
+
+def test_without_the_registry_and_a_memory_nothing_is_served(registry, shelf, metrics, remembered, caplog):
+    watcher = ChampionWatcher(Away(registry), shelf, interval=0.01, metrics=metrics, remembered=remembered)
+    for _ in range(2):
+        watcher.refresh()
+    assert watcher.current is None
+    assert caplog.text.count("nothing is remembered") == 1
+
+
+def test_a_swap_that_cannot_be_remembered_is_a_swap(registry, publish, shelf, metrics, remembered, tmp_path, caplog):
+    (tmp_path / "cache").write_text("in the way")
+    watcher = ChampionWatcher(registry, shelf, interval=0.01, metrics=metrics, remembered=remembered)
+    publish(registry, "v1")
+    watcher.refresh()
+    assert served(watcher) == ("v1", 1)
+    assert "champion.json cannot be written" in caplog.text
