@@ -110,6 +110,23 @@ class SqliteStream(Stream):
             self._empty_log(connection)
         return removed
 
+    def copy(self, file: Path) -> None:
+        """Writes what is committed to the new file `file`, positions included; others may go on appending.
+
+        Raises:
+            StreamError: it cannot be written.
+        """
+        with self._lock, self._explained(f"could not be copied to {file}"):
+            self._open().execute("VACUUM INTO ?", (str(file),))
+
+    def subjects(self) -> tuple[str, ...]:
+        """Whose data there is."""
+        with self._lock, self._explained("cannot be read"):
+            found = self._open().execute(
+                "SELECT DISTINCT subject FROM entry WHERE subject IS NOT NULL ORDER BY subject"
+            )
+            return tuple(subject for (subject,) in found)
+
     def close(self) -> None:
         with self._lock, self._explained("cannot be closed"):
             if self._connection is not None:
