@@ -12,7 +12,6 @@ from typing import Any
 
 DAY = 86_400.0
 HOUR = 3600.0
-EMBEDDING_BYTES = 2 * 384
 MB = 1e6
 
 
@@ -24,8 +23,6 @@ class Assumed:
     """Of the cores of serving and ingesters: the rest is for peaks and for a zone that is lost."""
     feedback: float = 0.05
     """Share of requests that somebody says the label of."""
-    record_bytes: float = 400.0
-    """Of an interaction without its embedding, as it lies in Kafka, uncompressed."""
     feedback_bytes: float = 180.0
     replication: int = 3
     """Copies of a partition."""
@@ -62,6 +59,8 @@ class Costs:
     """Database of one partition."""
     turn_cpu_s: float
     """CPU time of a turn with LoRA."""
+    record_bytes: float
+    """Of an interaction with its embedding, uncompressed."""
 
     @classmethod
     def of(cls, scale: Mapping[str, Any], backtest: Mapping[str, Any]) -> Costs:
@@ -79,6 +78,7 @@ class Costs:
             statistics_mb=scale["labels"]["statistics_mb"],
             snapshot_mb=ingest["snapshot_mb"],
             turn_cpu_s=sum(one["cpu_seconds"] for one in sessions) / len(sessions),
+            record_bytes=scale["record_bytes"],
         )
 
 
@@ -138,7 +138,7 @@ def plan(
     labels = peak * assumed.feedback * costs.label_ms / 1000
     ingest_cores = records * costs.record_ms / 1000 + labels
     ingesters = max(math.ceil(ingest_cores / assumed.utilisation), 1)
-    size = (assumed.record_bytes + EMBEDDING_BYTES * 4 / 3) + assumed.feedback * assumed.feedback_bytes
+    size = costs.record_bytes + assumed.feedback * assumed.feedback_bytes
     arriving = peak * size / MB
     kept = mean * size * DAY * assumed.retention_days * assumed.replication / 1e9
     day_cores = replicas * CORES_A_REPLICA + ingesters + records * costs.broker_ms / 1000 * assumed.replication + 2
@@ -183,7 +183,14 @@ def tables(scale: Mapping[str, Any], backtest: Mapping[str, Any]) -> str:
             statistics_mb=costs.statistics_mb / 4,
         ),
     ]  # fmt: skip
-    return "\n\n".join((_units(costs), _curves(scale), _assumptions(assumed), _plans(plans)))
+    parts = (
+        ("What a unit costs", _units(costs)),
+        ("More processes", _curves(scale)),
+        ("What is assumed", _assumptions(assumed)),
+        ("What two loads take", _plans(plans)),
+        ("What breaks first", limits(costs, assumed, *plans)),
+    )
+    return "\n\n".join(f"## {head}\n\n{table}" for head, table in parts)
 
 
 def _units(costs: Costs) -> str:
@@ -197,6 +204,7 @@ def _units(costs: Costs) -> str:
         ("an ingester", f"{costs.ingester_mb:,.0f} MB", "`ingest[0].memory_mb`"),
         ("a file of the head's statistics", f"{costs.statistics_mb:,.0f} MB", "`labels.statistics_mb`"),
         ("a partition's database", f"{costs.snapshot_mb:,.1f} MB", "`ingest[0].snapshot_mb`"),
+        ("an interaction in Kafka, with its embedding", f"{costs.record_bytes:,.0f} bytes", "`record_bytes`"),
         ("a turn with LoRA", f"{costs.turn_cpu_s:,.0f} s of CPU", "`backtest_clinc.json`, mean of its sessions"),
     ]
     return _table(("unit", "costs", "from"), rows)
@@ -223,10 +231,7 @@ def _assumptions(assumed: Assumed) -> str:
     rows = [
         ("cores in use at the peak", f"{assumed.utilisation:.0%}"),
         ("requests whose label somebody says", f"{assumed.feedback:.0%}"),
-        (
-            "bytes of a record in Kafka",
-            f"{assumed.record_bytes:,.0f} + {EMBEDDING_BYTES * 4 // 3:,} for the embedding, uncompressed",
-        ),
+        ("bytes of feedback in Kafka", f"{assumed.feedback_bytes:,.0f}"),
         ("copies, days that records stay", f"{assumed.replication}, {assumed.retention_days:g}"),
         ("a partition is planned for", f"{assumed.partition_share:.0%} of what an ingester reads"),
         ("price of a core for an hour, as an example", f"{assumed.price:.2f}"),
@@ -276,3 +281,78 @@ def _daily(one: Plan) -> float:
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     return "\n".join([*lines, *(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows)])
+
+
+def limits(costs: Costs, assumed: Assumed, billion: Plan, rush: Plan) -> str:
+    """What breaks first, from where on, and what takes over there; the arithmetic in each row."""
+    record = costs.record_bytes + assumed.feedback * assumed.feedback_bytes
+    trainer = costs.per_second
+    default_snapshots = billion.partitions * (costs.statistics_mb + costs.snapshot_mb) / 60
+    labelled = rush.requests * assumed.feedback
+    rows = [
+        (
+            "the trainer reads the stream itself",
+            f"one reader takes {trainer:,.0f} records/s; at {1 + assumed.feedback:.2f} records a request that is "
+            f"{trainer / (1 + assumed.feedback):,.0f} requests/s, and it learns meanwhile",
+            "ingesters: `ingester.enabled`, one core each, up to `stream.partitions`",
+        ),
+        (
+            "one partition",
+            f"{trainer:,.0f} records/s for the ingester that has it; planned for "
+            f"{assumed.partition_share * trainer:,.0f}",
+            "more partitions, from the start: they can be added later, not taken away",
+        ),
+        (
+            "labels in the ingesters",
+            f"{labelled:,.0f} labelled rows/s × {costs.label_ms:.1f} ms = {rush.label_cores:,.1f} cores at 100,000 "
+            f"requests/s; of records alone it is {rush.records * costs.record_ms / 1000:,.1f}",
+            "`config.model.features` 4096 takes a quarter of the sums; more ingesters",
+        ),
+        (
+            "snapshots to the registry",
+            f"{billion.partitions} partitions × ({costs.statistics_mb:,.0f} + {costs.snapshot_mb:,.1f}) MB ÷ 60 s = "
+            f"{default_snapshots:,.0f} MB/s with the default `ingest.snapshot_seconds`",
+            f"`config.ingest.snapshot_seconds` {billion.snapshot_seconds:,.0f}: {billion.snapshots:,.1f} MB/s; after a "
+            "crash so much is read again",
+        ),
+        (
+            "putting the shards together",
+            f"{rush.partitions} × ({costs.statistics_mb / 4:,.0f} + {costs.snapshot_mb:,.1f}) MB = "
+            f"{rush.assembly:,.1f} GB for each turn of the trainer",
+            "turns less often (`config.trainer.interval_seconds`), `model.features` 4096, a trainer near the store",
+        ),
+        (
+            "replicas that ask for promotions",
+            f"{rush.replicas:,} × {assumed.asks} ÷ {assumed.refresh_seconds:g} s = {rush.polls:,.0f} requests/s; an S3 "
+            "prefix answers 5,500 reads/s, and each is paid for",
+            "`config.serving.refresh_seconds` 10: a tenth of it, and a promotion is served ten seconds later",
+        ),
+        (
+            "the solve for the head, in the trainer's memory",
+            "about 3 GB with 8,192 features, whatever has come; it grows with the square",
+            "`trainer.resources`; `model.features` 4096 takes a quarter",
+        ),
+        (
+            "one trainer",
+            f"a turn with LoRA takes {costs.turn_cpu_s:,.0f} s of CPU and does not depend on history; what grows is "
+            "the fresh rows, which are bounded (`memory.fresh_rows`)",
+            "a GPU (`trainer.gpu.enabled`); then `torchrun` with a GPU for each process. The head's solve and the "
+            "judge stay in the first of them",
+        ),
+        (
+            "what brokers keep",
+            f"{record:,.0f} bytes × {rush.requests * DAY / 1e9:,.2f} billion a day × {assumed.retention_days:g} days × "
+            f"{assumed.replication} copies = {rush.retained / 1e6:,.2f} PB",
+            "shorter retention; memory has read a record within minutes, so a day is plenty. Compression at the broker "
+            "does little for embeddings",
+        ),
+        (
+            "the join state",
+            "interactions that wait for their label: `memory.join_rows` a partition, by default 200,000; at "
+            f"{rush.requests / rush.partitions:,.0f} requests/s in a partition that is "
+            f"{200_000 / (rush.requests / rush.partitions):,.0f} s",
+            "labels that come later than that are lost to learning: raise `config.memory.join_rows`, and "
+            "`ingester.scratch.size` with it (about 1 kB a row)",
+        ),
+    ]
+    return _table(("what breaks", "where", "what takes over"), rows)

@@ -227,7 +227,10 @@ class Versions:
                 _link(target, kept, folder.parent)
             else:
                 self._bring(target, folder.parent, card.name, name, wanted)
-        _replace(folder / CARD, card.encode(), folder.parent)
+        sealed = card.encode()
+        # What is there whole is not written again: on a full disk a version that lies there can still be had.
+        if not (folder / CARD).is_file() or (folder / CARD).read_bytes() != sealed:
+            _replace(folder / CARD, sealed, folder.parent)
 
     def _bring(self, target: Path, cache: Path, version: str, name: str, wanted: FileCard) -> None:
         """Puts a file into the cache, unless it lies there whole."""

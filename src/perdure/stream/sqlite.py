@@ -47,7 +47,8 @@ _ADVICE = {
     "SQLITE_FULL": "the disk is full: free some space",
     "SQLITE_NOTADB": "it is not an SQLite database: move the file away, or give another path in stream.url",
     "SQLITE_CORRUPT": "it is damaged: restore it from a backup, or move it away to start a new one",
-    "SQLITE_IOERR": "the disk reports an error: look at the system's log",
+    # A full disk too: where the index of the write-ahead log cannot grow.
+    "SQLITE_IOERR": "the disk is full, or reports an error: free some space, or look at the system's log",
 }
 _ADVICE["SQLITE_LOCKED"] = _ADVICE["SQLITE_BUSY"]
 
