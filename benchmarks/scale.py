@@ -5,7 +5,7 @@
 
 serving  `perdure serve` as 1..4 processes that record in Kafka, each asked by a load process of its own in a closed
          loop, and once more at 40 % of what that reached; CPU time of the processes, the broker and the load apart
-ingest   `perdure ingest` as 1..4 processes on one topic of four partitions: a backlog of interactions with embeddings
+ingest   `perdure ingest` as 1..4 processes on one topic of four partitions: a backlog of what serving records
 labels   what a labelled row costs beyond that: a pass of the encoder, and its place in the head's sums
 
 Replicas, load, ingesters and a broker of one node share this machine's cores. So throughput ends at the cores, not at
@@ -57,8 +57,7 @@ def main() -> None:
     parser.add_argument("--document", action="store_true", help="only write the tables of deploy/SCALING.md anew")
     options = parser.parse_args()
     if options.document:
-        DOCUMENT.write_text(documented(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
-        print(f"written to {DOCUMENT}")
+        document()
         return
     out = options.out or (options.folder / "scale.json" if options.quick else RESULTS / "scale.json")
     shutil.rmtree(options.folder, ignore_errors=True)
@@ -70,6 +69,14 @@ def main() -> None:
     if {"serving", "ingest"} <= result.keys():
         draw(result, out.with_suffix(".svg"))
     print(f"written to {out}")
+    if out == RESULTS / "scale.json" and {"serving", "ingest", "labels"} <= result.keys():
+        document()
+
+
+def document() -> None:
+    """Writes the tables of deploy/SCALING.md anew."""
+    DOCUMENT.write_text(documented(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"written to {DOCUMENT}")
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:

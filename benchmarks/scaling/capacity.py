@@ -60,7 +60,7 @@ class Costs:
     turn_cpu_s: float
     """CPU time of a turn with LoRA."""
     record_bytes: float
-    """Of an interaction with its embedding, uncompressed."""
+    """Of an interaction, uncompressed."""
 
     @classmethod
     def of(cls, scale: Mapping[str, Any], backtest: Mapping[str, Any]) -> Costs:
@@ -204,7 +204,7 @@ def _units(costs: Costs) -> str:
         ("an ingester", f"{costs.ingester_mb:,.0f} MB", "`ingest[0].memory_mb`"),
         ("a file of the head's statistics", f"{costs.statistics_mb:,.0f} MB", "`labels.statistics_mb`"),
         ("a partition's database", f"{costs.snapshot_mb:,.1f} MB", "`ingest[0].snapshot_mb`"),
-        ("an interaction in Kafka, with its embedding", f"{costs.record_bytes:,.0f} bytes", "`record_bytes`"),
+        ("an interaction in Kafka, uncompressed", f"{costs.record_bytes:,.0f} bytes", "`record_bytes`"),
         ("a turn with LoRA", f"{costs.turn_cpu_s:,.0f} s of CPU", "`backtest_clinc.json`, mean of its sessions"),
     ]
     return _table(("unit", "costs", "from"), rows)
@@ -343,8 +343,8 @@ def limits(costs: Costs, assumed: Assumed, billion: Plan, rush: Plan) -> str:
             "what brokers keep",
             f"{record:,.0f} bytes × {rush.requests * DAY / 1e9:,.2f} billion a day × {assumed.retention_days:g} days × "
             f"{assumed.replication} copies = {rush.retained / 1e6:,.2f} PB",
-            "shorter retention; memory has read a record within minutes, so a day is plenty. Compression at the broker "
-            "does little for embeddings",
+            "shorter retention; memory has read a record within minutes, so a day is plenty. Compression in the "
+            "topic (`compression.type`) takes most of the rest",
         ),
         (
             "the join state",

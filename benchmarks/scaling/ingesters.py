@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import random
 import time
 from collections.abc import Sequence
@@ -18,11 +17,10 @@ from scaling.place import PERDURE, Place, assignments, started, wait_until
 
 PARTITIONS = 4
 LABELS = 30
-DIMENSIONS = 384
-QUIET_SECONDS = 2.0
-"""After so long with next to no CPU time the backlog is taken to be read; the snapshots then say whether it was."""
-QUIET_SHARE = 0.15
+IDLE_SHARE = 0.15
 """Of a core, for each ingester: what waiting costs."""
+LOOKS = 4
+"""At CPU time, between two looks at what is committed."""
 START_SECONDS = 180.0
 READ_SECONDS = 1800.0
 ROUND_SECONDS = 0.25
@@ -47,13 +45,12 @@ class IngesterFigures:
 
 
 def fill(place: Place, topic: str, records: int) -> int:
-    """Interactions as serving records them, with embeddings, evenly over the partitions; bytes of all."""
+    """Interactions as serving records them, evenly over the partitions; bytes of all."""
     from kafka import KafkaProducer
 
     settings = StreamSettings(url=f"kafka://{place.broker}", topic=topic, partitions=PARTITIONS)
     ensure_topic((place.broker,), settings, topic)
     rng = random.Random(0)
-    vector = base64.b64encode(rng.randbytes(2 * DIMENSIONS)).decode()
     producer = KafkaProducer(
         bootstrap_servers=place.broker, acks="all", linger_ms=20, batch_size=512 * 1024, metrics_enabled=False
     )
@@ -67,7 +64,6 @@ def fill(place: Place, topic: str, records: int) -> int:
             label=f"intent-{rng.randrange(LABELS)}",
             confidence=0.9,
             version="v000001-head",
-            embedding=vector,
         )
         (payload,) = payloads([record])
         size += len(payload.body)
@@ -114,7 +110,7 @@ def measure(place: Place, ingesters: int, topic: str, records: int) -> IngesterF
         wait_until(dealt, START_SECONDS, "every ingester's taking a partition over")
         began = time.monotonic()
         before = cpu_seconds(pids), cpu_seconds(brokers)
-        ended, used = _until_quiet(pids)
+        ended, used = _until_read(pids, place, topic, f"scale-{ingesters}", records)
         broker_used = cpu_seconds(brokers) - before[1]
         memory = memory_bytes(pids) / ingesters
     shards = Shards(str(folder / "registry"), topic)
@@ -136,17 +132,31 @@ def measure(place: Place, ingesters: int, topic: str, records: int) -> IngesterF
     )
 
 
-def _until_quiet(pids: Sequence[int]) -> tuple[float, float]:
-    """When the processes last had work, and the CPU time that they had used by then."""
+def _until_read(pids: Sequence[int], place: Place, topic: str, group: str, records: int) -> tuple[float, float]:
+    """When the processes last had work, and the CPU time that they had used by then.
+
+    That all is read is known from what memory has committed, which is said some seconds late; so the time is that of
+    the last work before.
+    """
+    from kafka import KafkaConsumer, TopicPartition
+
+    watcher = KafkaConsumer(
+        bootstrap_servers=place.broker, group_id=group, enable_auto_commit=False, metrics_enabled=False
+    )
+    names = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
     deadline = time.monotonic() + READ_SECONDS
     worked_at, used = time.monotonic(), cpu_seconds(pids)
     last = used
-    while time.monotonic() - worked_at < QUIET_SECONDS:
-        time.sleep(ROUND_SECONDS)
-        now = cpu_seconds(pids)
-        if now - last > QUIET_SHARE * ROUND_SECONDS * len(pids):
-            worked_at, used = time.monotonic(), now
-        last = now
-        if time.monotonic() > deadline:
-            raise SystemExit(f"the backlog was not read within {READ_SECONDS:g} s")
+    try:
+        while sum(watcher.committed(name) or 0 for name in names) < records:
+            for _ in range(LOOKS):
+                time.sleep(ROUND_SECONDS)
+                now = cpu_seconds(pids)
+                if now - last > IDLE_SHARE * ROUND_SECONDS * len(pids):
+                    worked_at, used = time.monotonic(), now
+                last = now
+            if time.monotonic() > deadline:
+                raise SystemExit(f"the backlog was not read within {READ_SECONDS:g} s")
+    finally:
+        watcher.close()
     return worked_at, used

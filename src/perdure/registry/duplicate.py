@@ -48,7 +48,7 @@ def copy_in(folder: Path, url: str) -> None:
     """
     target = Store.open(url)
     check_empty(url)
-    for part in (*NAMED, *reversed(NAMING)):
+    for part in reversed((*NAMING, *NAMED)):
         files = (path.relative_to(folder).as_posix() for path in (folder / part).rglob("*") if path.is_file())
         for path in sorted(files, key=_naming_last):
             target.create(path, (folder / path).read_bytes())
