@@ -291,6 +291,14 @@ def limits(costs: Costs, assumed: Assumed, billion: Plan, rush: Plan) -> str:
     labelled = rush.requests * assumed.feedback
     rows = [
         (
+            "the join state",
+            "interactions that wait for their label: `memory.join_rows` a partition, by default 200,000; at "
+            f"{rush.requests / rush.partitions:,.0f} requests/s in a partition that is "
+            f"{200_000 / (rush.requests / rush.partitions):,.0f} s",
+            "labels that come later than that are lost to learning: raise `config.memory.join_rows`, and "
+            "`ingester.scratch.size` with it (about 1 kB a row)",
+        ),
+        (
             "the trainer reads the stream itself",
             f"one reader takes {trainer:,.0f} records/s; at {1 + assumed.feedback:.2f} records a request that is "
             f"{trainer / (1 + assumed.feedback):,.0f} requests/s, and it learns meanwhile",
@@ -345,14 +353,6 @@ def limits(costs: Costs, assumed: Assumed, billion: Plan, rush: Plan) -> str:
             f"{assumed.replication} copies = {rush.retained / 1e6:,.2f} PB",
             "shorter retention; memory has read a record within minutes, so a day is plenty. Compression in the "
             "topic (`compression.type`) takes most of the rest",
-        ),
-        (
-            "the join state",
-            "interactions that wait for their label: `memory.join_rows` a partition, by default 200,000; at "
-            f"{rush.requests / rush.partitions:,.0f} requests/s in a partition that is "
-            f"{200_000 / (rush.requests / rush.partitions):,.0f} s",
-            "labels that come later than that are lost to learning: raise `config.memory.join_rows`, and "
-            "`ingester.scratch.size` with it (about 1 kB a row)",
         ),
     ]
     return _table(("what breaks", "where", "what takes over"), rows)
