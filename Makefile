@@ -13,6 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files helm-files chart test-faults test-fuzz bench-soak bench-serving metrics-table clean
 .PHONY: help setup demo test check format lock image-locks protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files check-programs test-images test-faults test-fuzz bench-soak bench-serving metrics-table clean
 .PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files s3 s3-files test-outage test-faults test-fuzz bench-soak bench-serving metrics-table clean
+.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files test-faults test-fuzz bench-soak bench-serving bench-scale metrics-table clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -131,6 +132,9 @@ test-fuzz: setup  ## 10,000 requests made from the API's own description; FUZZ=N
 bench-soak: setup  ## Half an hour of perdure serve under load with swaps, then 100 swaps: does memory stay flat?
 	$(BIN)/python benchmarks/soak.py $(ARGS)
 	$(BIN)/python benchmarks/soak.py --swaps 100 $(ARGS)
+
+bench-scale: setup kafka-files  ## Replicas and ingesters, 1 to 4 of each, and the tables of deploy/SCALING.md; half an hour
+	$(BIN)/python benchmarks/scale.py $(ARGS)
 
 metrics-table: setup  ## Write docs/metrics.md anew: all series that the API tells Prometheus
 	$(BIN)/python -m perdure_services.serving.series > docs/metrics.md

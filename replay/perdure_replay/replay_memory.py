@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from perdure.config import Settings
-from perdure.errors import SettingError, UsageError
+from perdure.errors import SettingError, StoreBusy, StoreFull, UsageError
 from perdure.memory import (
     Assembled,
     Delta,
@@ -35,10 +36,13 @@ from perdure_replay.reservoir import PROVENANCE, Reservoir
 from perdure_replay.samples import Samples
 from perdure_replay.shards import assemble, opened, part_name
 from perdure_replay.split import Split
-from perdure_replay.statistics import FOLDER, Statistics
-from perdure_replay.store import BUSY_TIMEOUT, FILE, Store
+from perdure_replay.statistics import Statistics
+from perdure_replay.store import BUSY_TIMEOUT, FILE, STATISTICS, Store
 from perdure_replay.turns import Turns
 from perdure_replay.views import Views
+
+SNAPSHOT_TRIES = 5
+"""Copies that are begun before a writer that replaces files faster than they are copied is an error."""
 
 COUNTED = frozenset(field.name for field in fields(IngestCounts)) - {"waiting"}
 
@@ -322,14 +326,45 @@ class ReplayMemory:
         Raises:
             UsageError: `until` is not a time up to a day ahead of the clock.
         """
+        return self._forget(self._priorities.subject(subject), until, told=subject)
+
+    def alias(self, subject: str) -> str:
+        """The keyed hash by which this memory knows `subject`; every memory of one seed has the same."""
+        return self._priorities.subject(subject).hex()
+
+    def erasures(self) -> Mapping[str, float]:
+        """The time (s) up to which each alias was forgotten, of erasures that may still meet a late record."""
+        return {
+            subject.hex(): until
+            for subject, until in self._store.rows("SELECT subject, until FROM erasures ORDER BY until, subject")
+        }
+
+    @property
+    def horizon(self) -> float:
+        """The event time (s) before which records are too late, and erasures are let go of; −inf before the first."""
+        return self._intake.join.over()
+
+    def forget_alias(self, alias: str, until: float) -> Forgotten:
+        """As `forget`, of whom `alias` names.
+
+        Raises:
+            UsageError: `until` cannot be, or `alias` is no alias.
+        """
+        try:
+            subject = bytes.fromhex(alias)
+        except ValueError as error:
+            raise UsageError(f"{alias!r} is no alias of a subject: give what `erasures` or `alias` says") from error
+        return self._forget(subject, until, told=alias)
+
+    def _forget(self, subject: bytes, until: float, *, told: str) -> Forgotten:
         if not math.isfinite(until) or until > self._intake.latest():
             raise UsageError(f"until is {until}: give seconds since the epoch, not later than now")
         with self._change():
-            erased = self._intake.erase(self._priorities.subject(subject), until)
+            erased = self._intake.erase(subject, until)
             rebuild = bool(self._store.state("rebuild_due"))
         self._store.checkpoint()
         return Forgotten(
-            subject=subject,
+            subject=told,
             interactions=erased.interactions,
             samples=erased.samples,
             quarantined=erased.quarantined,
@@ -338,15 +373,43 @@ class ReplayMemory:
         )
 
     # ── shards ──
-    def snapshot(self, folder: Path) -> None:
+    def snapshot(self, folder: Path, *, links: bool = True) -> None:
         """Writes a copy of this memory into the new folder `folder`, where it can be opened, or assembled.
 
+        It is what was committed at one moment, also where this memory is only read and another process goes on writing.
+
+        Args:
+            folder: made here.
+            links: whether files that never change may be hard links to those of this memory.
+
         Raises:
-            StoreFull: it cannot be written.
+            StoreFull: it cannot be written; `folder` is not there then.
+            StoreBusy: the writer replaced the head's statistics during each of several tries.
         """
-        folder.mkdir(parents=True)
-        self._store.copy(folder / FILE)
-        self._statistics.export(folder / FOLDER)
+        for _ in range(SNAPSHOT_TRIES):
+            try:
+                folder.mkdir(parents=True)
+                self._store.copy(folder / FILE)
+                # What the copy points to, not what is pointed to by now.
+                with closing(Store(folder, read_only=True)) as copied:
+                    names = Statistics(copied).files()
+                self._statistics.export(names, folder / STATISTICS, links=links)
+            except FileNotFoundError:
+                shutil.rmtree(folder)
+            except (OSError, StoreFull) as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                if isinstance(error, StoreFull):
+                    raise
+                raise StoreFull(
+                    f"the copy {folder} of the memory {self._store.folder} cannot be written "
+                    f"({error.strerror or error}): free some space there and make it writable; the memory is whole"
+                ) from error
+            else:
+                return
+        raise StoreBusy(
+            f"the head's statistics of {self._store.folder} were replaced during each of {SNAPSHOT_TRIES} copies: "
+            "try again when fewer turns run"
+        )
 
     def assemble(self, shards: Sequence[Path]) -> Assembled:
         """Makes this memory hold what one memory that had ingested all the shards' entries would hold.
@@ -372,7 +435,7 @@ class ReplayMemory:
                 raise UsageError(f"turn {state.number} is frozen: finish it before shards are assembled")
             for shard in found:
                 if shard.statistics is not None:
-                    self._statistics.bring(shard.store.folder / FOLDER / shard.statistics, part_name(shard))
+                    self._statistics.bring(shard.store.folder / STATISTICS / shard.statistics, part_name(shard))
             with self._change():
                 assembled = assemble(found, self._intake)
         self._statistics.sweep()

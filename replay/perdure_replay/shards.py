@@ -25,8 +25,8 @@ from perdure.memory import Assembled
 from perdure_replay.intake import Intake
 from perdure_replay.join import COLUMNS
 from perdure_replay.split import Shard
-from perdure_replay.statistics import FOLDER, PREFIX
-from perdure_replay.store import Store
+from perdure_replay.statistics import PREFIX
+from perdure_replay.store import STATISTICS, Store
 
 REPLACED = ("interactions", "waiting", "places", "offsets", "partitions", "totals", "shards")
 """Tables that hold what came from shards, and nothing else."""
@@ -64,9 +64,9 @@ def _shard(source: Store, intake: Intake) -> Shard:
         raise UsageError(
             f"the memory {source.folder} has another key or half-life: make shards with one seed and one half-life"
         )
-    if statistics is not None and not (source.folder / FOLDER / statistics).is_file():
+    if statistics is not None and not (source.folder / STATISTICS / statistics).is_file():
         raise StoreCorrupt(
-            f"the shard {source.folder} lacks its file {FOLDER}/{statistics}: take another snapshot of it"
+            f"the shard {source.folder} lacks its file {STATISTICS}/{statistics}: take another snapshot of it"
         )
     partitions = tuple(name for (name,) in source.rows("SELECT partition FROM offsets ORDER BY partition"))
     return Shard(source, identity, rebuilt, statistics, partitions)

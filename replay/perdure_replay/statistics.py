@@ -11,9 +11,8 @@ from typing import Any
 
 from perdure.errors import StoreFull, UsageError
 from perdure.memory import Delta
-from perdure_replay.store import Rows, Store
+from perdure_replay.store import STATISTICS, Rows, Store
 
-FOLDER = "heads"
 PREFIX = "head-"
 PART = "part-"
 
@@ -23,7 +22,7 @@ class Statistics:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.folder: Path = store.folder / FOLDER
+        self.folder: Path = store.folder / STATISTICS
 
     def add(self, rows: Iterable[tuple[str | None, bytes | None, float | None, str, str]]) -> None:
         """+1 for each (interaction, subject, interaction's time, text, label)."""
@@ -163,26 +162,37 @@ class Statistics:
             self._store.set_state(statistics=name)
         self.sweep()
 
-    def export(self, folder: Path) -> None:
-        """Puts the file that is pointed to into `folder`; linked where that is possible, since it never changes."""
+    def export(self, names: Iterable[str], folder: Path, *, links: bool) -> None:
+        """Puts the files `names` into `folder`; with `links` linked where that is possible, since they never change.
+
+        Raises:
+            FileNotFoundError: one was let go of meanwhile.
+        """
+        for name in names:
+            folder.mkdir(exist_ok=True)
+            source, target = self.folder / name, folder / name
+            if links:
+                try:
+                    target.hardlink_to(source)
+                    continue
+                except OSError:
+                    # Another file system, or one without links; or it is gone, which copying says too.
+                    target.unlink(missing_ok=True)
+            shutil.copyfile(source, target)
+
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that are pointed to."""
         name = self.name()
-        if name is None:
-            return
-        folder.mkdir()
-        try:
-            (folder / name).hardlink_to(self.folder / name)
-        except OSError:
-            shutil.copyfile(self.folder / name, folder / name)
+        return (*self.parts(), *((name,) if name is not None else ()))
 
     def bytes_used(self) -> int:
         """Bytes of the files that are pointed to."""
-        name = self.name()
-        files = [self.folder / kept for kept in (*self.parts(), *((name,) if name is not None else ()))]
+        files = [self.folder / kept for kept in self.files()]
         return sum(file.stat().st_size for file in files if file.is_file())
 
     def sweep(self) -> None:
         """Removes the files that are not pointed to."""
-        current = {self.name(), *self.parts()}
+        current = set(self.files())
         for prefix in (PREFIX, PART):
             for file in self.folder.glob(f"{prefix}*"):
                 if file.name not in current:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,10 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import StoreBusy, StoreCorrupt, StoreFull, UsageError
+from perdure_replay import before_migration
 from perdure_replay.lock import WriterLock
+
+log = logging.getLogger(__name__)
 
 FILE = "memory.db"
 LOCK = "memory.lock"
+STATISTICS = "heads"
+"""Folder beside the database, with the files of the head's statistics."""
+
 BUSY_TIMEOUT = 5.0
 """Seconds to wait for a database that another process has locked."""
 
@@ -116,6 +123,18 @@ class Store:
         self._connection.execute("PRAGMA foreign_keys = ON")
         # What was forgotten must not be readable in free pages.
         self._connection.execute("PRAGMA secure_delete = ON")
+        if 0 < version < newest:
+            kept = before_migration.keep(self._connection, self.folder, newest, file=FILE, statistics=STATISTICS)
+            log.warning(
+                "the memory %s moves from schema %d to %d; as it was it stays in %s for a week, or until somebody is "
+                "forgotten",
+                self.folder,
+                version,
+                newest,
+                kept,
+            )
+        else:
+            before_migration.drop(self.folder, older_than=before_migration.KEPT_SECONDS)
         migrate(self._connection)
 
     @contextmanager
@@ -206,8 +225,12 @@ class Store:
         self.rows("VACUUM INTO ?", (str(file),))
 
     def checkpoint(self) -> None:
-        """Empties the write-ahead log, which still holds what was deleted; what a reader needs stays till later."""
+        """Lets go of what still holds what was deleted: the write-ahead log, and the copy of an older schema.
+
+        What a reader needs of the log stays till later.
+        """
         self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        before_migration.drop(self.folder)
 
     def close(self) -> None:
         self._connection.close()

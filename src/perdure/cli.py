@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from perdure import __version__, logs
-from perdure.commands import backtest, learning, remembering, versions
+from perdure.commands import backtest, keeping, learning, remembering, versions
 from perdure.commands.options import stderr
 from perdure.errors import ExtraMissing, PerdureError, StoreBusy, UsageError
 
@@ -82,6 +82,8 @@ def build() -> typer.Typer:
     app.command("rollback")(versions.rollback)
     app.command("memory")(remembering.memory)
     app.command("forget")(remembering.forget)
+    app.command("backup")(keeping.backup)
+    app.command("restore")(keeping.restore)
     return app
 
 

@@ -39,6 +39,7 @@ from perdure.lineage import Undecided, undecided_in
 from perdure.memory import IngestCounts, Memory, TurnState
 from perdure.model.classifier import AnalyticClassifier, load_classifier, shared_encoder
 from perdure.model.head import Statistics
+from perdure.oblivion import reconcile
 from perdure.registry import JUDGE, Card, Registry
 from perdure.stream import Stream
 from perdure.trial import Trial
@@ -99,6 +100,7 @@ class Loop:
         ingested = IngestCounts()
         if self._memory.turn().stage == "open":
             ingested = self.ingest()
+            reconcile(self._memory, self._registry)
             if not self._anything_new():
                 number, serving = self._memory.turn().number, self._champion_name()
                 return TurnResult(number, serving, serving, note="nothing new", ingested=asdict(ingested))

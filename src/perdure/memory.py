@@ -282,9 +282,30 @@ class Memory(Protocol):
         """Removes what is kept of a subject, with tombstones against redelivery."""
         ...
 
+    def alias(self, subject: str) -> str:
+        """The keyed hash by which this memory knows `subject`; every memory of one seed has the same."""
+        ...
+
+    def erasures(self) -> Mapping[str, float]:
+        """The time (s) up to which each alias was forgotten, of erasures that may still meet a late record."""
+        ...
+
+    @property
+    def horizon(self) -> float:
+        """The event time (s) before which records are too late, and erasures are let go of; −inf before the first."""
+        ...
+
+    def forget_alias(self, alias: str, until: float) -> Forgotten:
+        """As `forget`, of whom `alias` names."""
+        ...
+
     # ── shards ──
-    def snapshot(self, folder: Path) -> None:
-        """Writes a copy of this memory into the new folder `folder`, where it can be opened, or assembled."""
+    def snapshot(self, folder: Path, *, links: bool = True) -> None:
+        """Writes a copy of this memory into the new folder `folder`, where it can be opened, or assembled.
+
+        It is what was committed at one moment, also where another process goes on writing. With `links` files that
+        never change may be hard links to this memory's.
+        """
         ...
 
     def assemble(self, shards: Sequence[Path]) -> Assembled:

@@ -9,6 +9,8 @@ from perdure.config import Settings
 from perdure.errors import StreamError
 from perdure.inflow import inflow_of
 from perdure.memory import Memory, open_memory
+from perdure.oblivion import reconcile
+from perdure.registry import Registry
 from perdure.stream import Stream, open_stream
 from perdure.stream.base import Offset
 
@@ -59,7 +61,9 @@ class Inbox:
             if self._offset is not None and dict(inflow.end()) == dict(self._offset):
                 return self._waiting
             with open_memory(self._settings) as memory:
-                inflow.bring(memory, lambda: not self._stop.is_set())
+                if inflow.bring(memory, lambda: not self._stop.is_set()).erasures:
+                    # Not every erasure leads to a turn.
+                    reconcile(memory, Registry(self._settings.registry.url))
                 self._waiting = self._count(memory)
                 self._offset = memory.offset()
         except StreamError:

@@ -22,6 +22,7 @@ NOT_REACHED = (
     "the version that serves, until the next turn's head is promoted",
     "weights of an adapter that were already trained, until an update replaces them",
     "reports of versions already written, until those versions are collected",
+    "backups made before now: `perdure restore` forgets again, as the registry keeps who was forgotten",
 )
 NOT_REACHED_REMOTE = (
     "the topic's records, until its retention ends; memory refuses them if they come again",
@@ -62,7 +63,9 @@ def forget(
 ) -> None:
     """Remove a person's data from the stream and from memory, and say what cannot be reached."""
     from perdure.memory import open_memory
+    from perdure.oblivion import reconcile
     from perdure.records import Erasure, now
+    from perdure.registry import Registry
     from perdure.stream import open_stream
 
     settings = load_settings(config, overrides or ())
@@ -75,6 +78,7 @@ def forget(
     try:
         with open_memory(settings) as remembered:
             forgotten = remembered.forget(subject, until)
+            reconcile(remembered, Registry(settings.registry.url))
         samples, when = forgotten.samples, "now"
         if forgotten.rebuild_head:
             head = "has some labels only as sums, and is rebuilt from memory"

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from scipy.linalg import blas
 
-from perdure.errors import StoreCorrupt
+from perdure.errors import StoreCorrupt, StoreFull
 from perdure.records import Float
 
 Double = NDArray[np.float64]
@@ -91,7 +91,11 @@ class Statistics:
                 del self.sums[label], self.counts[label]
 
     def save(self, path: Path) -> None:
-        """Writes the statistics to `path`, whole or not at all; the triangle of G row by row."""
+        """Writes the statistics to `path`, whole or not at all; the triangle of G row by row.
+
+        Raises:
+            StoreFull: they cannot be written.
+        """
         labels = sorted(self.sums)
         tensors: dict[str, NDArray[Any]] = {
             "gram": np.concatenate([self.gram[row, : row + 1] for row in range(self.features)]),
@@ -101,12 +105,20 @@ class Statistics:
             "labels": np.frombuffer(json.dumps(labels).encode("ascii"), dtype=np.uint8).copy(),
         }
         partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
-            file.write(save(tensors))
-            file.flush()
-            # Memory points to this file next; after a power cut the pointer must not outlive the bytes.
-            os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                file.write(save(tensors))
+                file.flush()
+                # Memory points to this file next; after a power cut the pointer must not outlive the bytes.
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            # Half of it would take the room that is missing.
+            partial.unlink(missing_ok=True)
+            raise StoreFull(
+                f"the head's statistics {path} cannot be written ({error.strerror or error}): free some space and make "
+                "the folder writable; what was learned before is whole, and the next turn goes on from there"
+            ) from error
 
     @classmethod
     def load(cls, path: Path) -> Statistics:

@@ -10,6 +10,7 @@ from pathlib import Path
 from perdure.errors import RegistryError, StalePromotion, VersionDamaged, VersionNotFound
 from perdure.records import now
 from perdure.registry.card import Card
+from perdure.registry.erasures import Erasures
 from perdure.registry.promotions import Promotion, PromotionLog
 from perdure.registry.store import Backend, Store
 from perdure.registry.versions import Versions
@@ -49,6 +50,7 @@ class Registry:
         self.name = store.name
         self._versions = Versions(store)
         self._log = PromotionLog(store)
+        self._erasures = Erasures(store)
 
     # ── versions ──
     def write(self, card: Card, files: Mapping[str, bytes], shared: Mapping[str, bytes] | None = None) -> Card:
@@ -98,6 +100,15 @@ class Registry:
         """
         return self._versions.fetch(name, cache)
 
+    def check(self, name: str) -> None:
+        """Looks whether every file of a version is there in its full size, without reading it.
+
+        Raises:
+            VersionNotFound: there is no such version.
+            VersionDamaged: its card or one of its files is missing or altered.
+        """
+        self._versions.check(self._versions.card(name))
+
     # ── promotions ──
     def next_number(self) -> int:
         """The number of the next promotion. Read it together with the champion, and promote with it."""
@@ -135,7 +146,7 @@ class Registry:
             StalePromotion: `number` was taken by somebody else.
             RegistryError: the judge promotes what was rolled back, or `number` is ahead of the log.
         """
-        self._versions.check(self._versions.card(version))
+        self.check(version)
         while True:
             entry = self._next_entry(version, number, reason=reason, by=by)
             try:
@@ -172,6 +183,15 @@ class Registry:
         raise RegistryError(
             f"there is no champion before {last.version} that could be served: promote a version by name instead"
         )
+
+    # ── erasures ──
+    def erasures(self) -> Mapping[str, float]:
+        """The time (s) up to which each alias of a subject was forgotten, of all that was ever told here."""
+        return self._erasures.read()
+
+    def add_erasures(self, erasures: Mapping[str, float]) -> None:
+        """Keeps the time (s) up to which each alias was forgotten, for memories that are put back from a copy."""
+        self._erasures.add(erasures)
 
     # ── retention ──
     def collect(self, retain: int) -> tuple[str, ...]:

@@ -249,7 +249,10 @@ class Versions:
                 _link(target, kept, folder.parent)
             else:
                 self._bring(target, folder.parent, card.name, name, wanted)
-        _replace(folder / CARD, card.encode(), folder.parent)
+        sealed = card.encode()
+        # What is there whole is not written again: on a full disk a version that lies there can still be had.
+        if not (folder / CARD).is_file() or (folder / CARD).read_bytes() != sealed:
+            _replace(folder / CARD, sealed, folder.parent)
 
     def _kept(self, name: str, folder: Path) -> bool:
         """Whether the folder is a whole copy of the version, by the card that lies in it."""

@@ -47,7 +47,8 @@ _ADVICE = {
     "SQLITE_FULL": "the disk is full: free some space",
     "SQLITE_NOTADB": "it is not an SQLite database: move the file away, or give another path in stream.url",
     "SQLITE_CORRUPT": "it is damaged: restore it from a backup, or move it away to start a new one",
-    "SQLITE_IOERR": "the disk reports an error: look at the system's log",
+    # A full disk too: where the index of the write-ahead log cannot grow.
+    "SQLITE_IOERR": "the disk is full, or reports an error: free some space, or look at the system's log",
 }
 _ADVICE["SQLITE_LOCKED"] = _ADVICE["SQLITE_BUSY"]
 
@@ -109,6 +110,23 @@ class SqliteStream(Stream):
             removed = feedback.rowcount + interactions.rowcount
             self._empty_log(connection)
         return removed
+
+    def copy(self, file: Path) -> None:
+        """Writes what is committed to the new file `file`, positions included; others may go on appending.
+
+        Raises:
+            StreamError: it cannot be written.
+        """
+        with self._lock, self._explained(f"could not be copied to {file}"):
+            self._open().execute("VACUUM INTO ?", (str(file),))
+
+    def subjects(self) -> tuple[str, ...]:
+        """Whose data there is."""
+        with self._lock, self._explained("cannot be read"):
+            found = self._open().execute(
+                "SELECT DISTINCT subject FROM entry WHERE subject IS NOT NULL ORDER BY subject"
+            )
+            return tuple(subject for (subject,) in found)
 
     def close(self) -> None:
         with self._lock, self._explained("cannot be closed"):

@@ -27,7 +27,13 @@ def test_what_cannot_be_reached_is_said_and_memory_refuses_it(open_kafka, settin
     settings = settings_of()
     config = tmp_path / "settings.yaml"
     config.write_text(
-        json.dumps({"stream": {"url": settings.url, "topic": settings.topic}, "memory": {"path": str(tmp_path / "m")}})
+        json.dumps(
+            {
+                "stream": {"url": settings.url, "topic": settings.topic},
+                "memory": {"path": str(tmp_path / "m")},
+                "registry": {"url": str(tmp_path / "r")},
+            }
+        )
     )
     ran = CliRunner().invoke(build(), ["forget", "ann", "--json", "--config", str(config)])
     assert ran.exit_code == 0, ran.output
