@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
 from perdure.errors import RegistryError, StalePromotion, VersionDamaged, VersionNotFound
 from perdure.records import now
 from perdure.registry.card import Card
+from perdure.registry.lease import Fence
 from perdure.registry.promotions import Promotion, PromotionLog
 from perdure.registry.store import Backend, Store
 from perdure.registry.versions import Versions
@@ -29,23 +30,26 @@ class Registry:
     Args:
         url: A folder (made when missing), or `s3://`, `gs://`, `az://`, `file://` or `memory://`. Credentials come
             from the environment.
+        fence: asked before anything is written, promoted or removed; what works under a trainer's lease gives one.
 
     Raises:
         RegistryError: the URL cannot be used. Every method: the store cannot be reached, read or written.
+        LeaseLost: every method that writes: `fence` says that the lease's term is over.
     """
 
-    def __init__(self, url: str) -> None:
-        self._use(Store.open(url))
+    def __init__(self, url: str, fence: Fence | None = None) -> None:
+        self._use(Store.open(url), fence)
 
     @classmethod
-    def over(cls, backend: Backend, name: str = "memory://") -> Registry:
+    def over(cls, backend: Backend, name: str = "memory://", fence: Fence | None = None) -> Registry:
         """A registry over an obstore store that is open already; errors call it `name`."""
         registry = cls.__new__(cls)
-        registry._use(Store(backend, name))
+        registry._use(Store(backend, name), fence)
         return registry
 
-    def _use(self, store: Store) -> None:
+    def _use(self, store: Store, fence: Fence | None) -> None:
         self.name = store.name
+        self._check: Callable[[], None] = fence.check if fence else lambda: None
         self._versions = Versions(store)
         self._log = PromotionLog(store)
 
@@ -60,6 +64,7 @@ class Registry:
         Raises:
             RegistryError: a version of that name has other files; a file's name cannot be used.
         """
+        self._check()
         return self._versions.write(card, files, shared or {})
 
     def card(self, name: str) -> Card:
@@ -134,6 +139,8 @@ class Registry:
         self._versions.check(self._versions.card(version))
         while True:
             entry = self._next_entry(version, number, reason=reason, by=by)
+            # Last of all: the shorter the time until the entry is written, the better.
+            self._check()
             try:
                 return self._log.append(entry)
             except StalePromotion:
@@ -153,6 +160,7 @@ class Registry:
         if last is None:
             raise RegistryError(f"nothing was ever promoted in the registry {self.name}: there is nothing to roll back")
         for earlier in self._servable(last):
+            self._check()
             return self._log.append(
                 Promotion(
                     number=last.number + 1,
@@ -185,6 +193,7 @@ class Registry:
             keep |= {last.version, *(entry.version for entry in islice(self._servable(last), 1))}
         keep |= {parent for name in keep & set(names) if (parent := self._parent(name))}
         deleted = tuple(name for name in names if name not in keep)
+        self._check()
         for name in deleted:
             self._versions.delete(name)
         self._versions.delete_leftovers()
