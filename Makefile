@@ -99,8 +99,8 @@ bench-soak: setup  ## Half an hour of perdure serve under load with swaps, then 
 	$(BIN)/python benchmarks/soak.py $(ARGS)
 	$(BIN)/python benchmarks/soak.py --swaps 100 $(ARGS)
 
-metrics-table: setup  ## Write docs/metrics.md anew: all series that the API tells Prometheus
-	$(BIN)/python -m perdure_services.serving.series > docs/metrics.md
+metrics-table: setup  ## Write docs/metrics.md anew: all series that Prometheus is told
+	$(BIN)/python -m perdure_services.monitor.page > docs/metrics.md
 
 clean:  ## Remove what was made here, but for .venv
 	rm -rf var dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
