@@ -134,8 +134,8 @@ def test_a_trainer_that_was_stopped_finds_its_term_over(cluster: Cluster, traine
     # The second leaves in good order, and the first need not wait until the lease has run out.
     assert second.delete() < second.grace
     until(lambda: "this trainer leads, in term 3" in first.log, STARTS_SECONDS, lambda: first.log)
-    # Its turn goes on with the number that it had fixed. The memories are equal, since both have read the same: what was
-    # promoted meanwhile is what it would have promoted, and nothing is promoted twice.
+    # Its turn goes on with the number that it had fixed. The memories are equal, since both have read the same: what
+    # was promoted meanwhile is what it would have promoted, and nothing is promoted twice.
     until(lambda: outcomes(first)["promoted"] + outcomes(first)["stale"] == 1, STARTS_SECONDS, lambda: first.log)
     assert [(entry.number, entry.version) for entry in registry.promotions()] == [(1, "v000001-head")]
     assert first.delete() < first.grace
