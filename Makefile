@@ -138,6 +138,8 @@ bench-scale: setup kafka-files  ## Replicas and ingesters, 1 to 4 of each, and t
 
 metrics-table: setup  ## Write docs/metrics.md anew: all series that the API tells Prometheus
 	$(BIN)/python -m perdure_services.serving.series > docs/metrics.md
+metrics-table: setup  ## Write docs/metrics.md anew: all series that Prometheus is told
+	$(BIN)/python -m perdure_services.monitor.page > docs/metrics.md
 
 clean:  ## Remove what was made here, but for .venv
 	rm -rf var dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

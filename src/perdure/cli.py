@@ -14,13 +14,14 @@ import typer
 from perdure import __version__, logs
 from perdure.commands import backtest, keeping, learning, remembering, versions
 from perdure.commands.options import stderr
-from perdure.errors import ExtraMissing, PerdureError, StoreBusy, UsageError
+from perdure.errors import ExtraMissing, LeaseLost, PerdureError, StoreBusy, UsageError
 
 ENTRY_POINTS = "perdure.commands"
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_BUSY = 3
+EXIT_FENCED = 4
 EXIT_INTERRUPTED = 130
 
 EPILOG = (
@@ -104,6 +105,8 @@ def main() -> None:
         code = _failed(ExtraMissing("this command", (error.name or "").partition(".")[0]), EXIT_USAGE)
     except StoreBusy as error:
         code = _failed(error, EXIT_BUSY)
+    except LeaseLost as error:
+        code = _failed(error, EXIT_FENCED)
     except UsageError as error:
         code = _failed(error, EXIT_USAGE)
     except (PerdureError, OSError) as error:

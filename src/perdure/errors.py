@@ -28,6 +28,7 @@ PerdureError
     ├── RegistryUnavailable           its store cannot be reached, read or written now
     ├── VersionNotFound               no such version
     ├── VersionDamaged                a file of a version is missing or altered; it must not be served
+    ├── LeaseLost                     another trainer has taken the lease over
     ├── StaleShard                    somebody else has taken the partition over
     └── StalePromotion                somebody else promoted since this promoter read its champion
 
@@ -121,6 +122,10 @@ class VersionNotFound(RegistryError):
 
 class VersionDamaged(RegistryError):
     """A file of a version is missing or altered."""
+
+
+class LeaseLost(RegistryError):
+    """The trainer's term is over: another trainer has taken the lease."""
 
 
 class StaleShard(RegistryError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,8 @@ def ingest(
     Start as many as you like, at most one for each partition: the broker deals the partitions to them, and deals anew
     when one comes or goes. What each has read is kept as snapshots in the registry; turns put them together (give the
     trainer ingest.shards=true). Who takes a partition over goes on from its last snapshot, and its former owner, should
-    it wake up, can write no more. Stop it with Ctrl-C: it leaves last snapshots behind.
+    it wake up, can write no more. Stop it with Ctrl-C: it leaves last snapshots behind. /metrics and /healthz are told
+    at ingest.port.
     """
     logging.getLogger("perdure_services.ingester").setLevel(logging.INFO)
     settings = load_settings(config, overrides or ())
@@ -37,9 +39,16 @@ def ingest(
     from perdure.learn.analytic import HeadLearner
     from perdure.model.classifier import shared_encoder
     from perdure_services.ingester.ingester import Ingester
+    from perdure_services.monitor.endpoint import Endpoint
 
     encoder = shared_encoder(settings.model.name, settings.model.max_tokens, settings.lora.layers)
     ingester = Ingester(settings, Absorber(encoder, HeadLearner(encoder, settings), settings).absorb)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _caught, _frame: ingester.stop())
-    ingester.run()
+    at = settings.ingest
+    with (
+        Endpoint(at.host, at.port, registry=ingester.metrics.registry, problem=ingester.problem)
+        if at.port
+        else nullcontext()
+    ):
+        ingester.run()

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from perdure.memory import Memory
 from perdure.registry import Shards
 from perdure.stream.kafka import KafkaStream, Membership
 from perdure.stream.kafka.client import servers_of
+from perdure_services.ingester.metrics import IngesterMetrics
 from perdure_services.ingester.shard import Shard
 
 IDLE_SECONDS = 0.5
@@ -23,6 +25,12 @@ IDLE_SECONDS = 0.5
 
 RETRY_SECONDS = 5.0
 """Pause after a round that failed."""
+
+SILENT_SECONDS = 120.0
+"""The broker is asked whose the partitions are several times a second; an answer, or an error, takes no longer."""
+
+STUCK_SECONDS = 900.0
+"""A page, or a snapshot with the embedding of all that it brings, takes no longer."""
 
 _log = logging.getLogger(__name__)
 
@@ -60,12 +68,15 @@ class Ingester:
         self._membership = Membership(self._servers, settings.stream)
         self._assigned: frozenset[int] = frozenset()
         self._thread = threading.Thread(target=self._keep_up, name="perdure-membership", daemon=True)
+        self._came_forward = self._heard = time.monotonic()
+        self.metrics = IngesterMetrics()
 
     def run(self) -> None:
         """Reads until `stop`; then writes last snapshots and leaves the group."""
         self._thread.start()
         try:
             while not self._stop.is_set():
+                self._came_forward = time.monotonic()
                 try:
                     busy = self._round()
                 except PerdureError as error:
@@ -85,6 +96,23 @@ class Ingester:
         """Ends `run` soon; may be called from any thread and from a signal handler."""
         self._stop.set()
 
+    def problem(self) -> str:
+        """Why only a restart helps; empty while all is well."""
+        if self._stop.is_set() or self._thread.ident is None:
+            return ""
+        now = time.monotonic()
+        if not self._thread.is_alive():
+            return "the thread that asks the broker for this process's partitions has ended"
+        if now - self._heard > SILENT_SECONDS:
+            return f"the broker was last asked for this process's partitions {now - self._heard:.0f} s ago"
+        if now - self._came_forward > STUCK_SECONDS:
+            return f"reading has not come forward for {now - self._came_forward:.0f} s"
+        return ""
+
+    def _go_on(self) -> bool:
+        self._came_forward = time.monotonic()
+        return not self._stop.is_set() and not self._moved.is_set()
+
     def _round(self) -> bool:
         """Takes and gives partitions, and reads each once; whether anything was new."""
         assigned = self._assigned
@@ -96,13 +124,17 @@ class Ingester:
         busy = False
         for partition, shard in tuple(self._held.items()):
             try:
-                counts = shard.read(lambda: not self._stop.is_set() and not self._moved.is_set())
+                counts = shard.read(self._go_on)
+                self.metrics.read(counts)
+                self.metrics.lag.labels(str(partition)).set(shard.lag)
                 busy |= counts.interactions + counts.feedback > 0
                 if shard.due:
                     shard.publish()
             except StaleShard as error:
                 _log.warning("%s", error)
                 self._drop(partition)
+        if all(shard.settled for shard in self._held.values()):
+            self.metrics.snapshot.set(time.time())
         return busy
 
     def _take_over(self, partition: int) -> Shard:
@@ -116,6 +148,7 @@ class Ingester:
             absorb=self._absorb,
         )
         _log.info("partition %d: taken over", partition)
+        self.metrics.partitions.inc()
         return shard
 
     def _hand_over(self, partition: int) -> None:
@@ -128,10 +161,13 @@ class Ingester:
 
     def _drop(self, partition: int) -> None:
         self._held.pop(partition).close()
+        self.metrics.partitions.dec()
+        self.metrics.gone(partition)
         shutil.rmtree(self._folder / str(partition), ignore_errors=True)
 
     def _keep_up(self) -> None:
         while not self._stop.is_set():
+            self._heard = time.monotonic()
             try:
                 assigned = self._membership.partitions()
             except StreamError as error:

@@ -13,6 +13,9 @@ from perdure.memory import IngestCounts, Memory, ingest, open_memory
 from perdure.registry import Shards
 from perdure.stream import Stream
 
+LAG_SECONDS = 5.0
+"""Between two questions for a partition's end."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -51,6 +54,8 @@ class Shard:
         self._folder = shards.fetch(self._held, folder)
         self._memory = open_memory(settings.with_values({"memory.path": str(folder)}))
         self._published_at = time.monotonic()
+        self._measured_at = 0.0
+        self._lag = 0
 
     def read(self, go_on: Callable[[], bool]) -> IngestCounts:
         """Ingests what is new, until `go_on` says no or a snapshot is due.
@@ -59,6 +64,24 @@ class Shard:
             StreamError: the partition cannot be read.
         """
         return ingest(self._stream, self._memory, lambda: go_on() and not self.due)
+
+    @property
+    def lag(self) -> int:
+        """Records of the partition that are not read yet; the broker is asked every few seconds.
+
+        Raises:
+            StreamError: the broker does not say.
+        """
+        if time.monotonic() - self._measured_at >= LAG_SECONDS:
+            offset = self._memory.offset()
+            self._lag = sum(max(end - offset.get(name, 0), 0) for name, end in self._stream.end().items())
+            self._measured_at = time.monotonic()
+        return self._lag
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was read is in a snapshot."""
+        return not self._changed
 
     @property
     def due(self) -> bool:

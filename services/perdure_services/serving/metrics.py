@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version as installed
 
 from prometheus_client import (
-    CollectorRegistry,
     Counter,
     Gauge,
     GCCollector,
@@ -23,7 +22,8 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
+
+from perdure_services.monitor.registry import KnownRegistry
 
 KEPT_VERSIONS = 3
 """What is counted by version is kept for this many versions served last; older series go."""
@@ -36,18 +36,6 @@ OTHER_LABELS = "(other)"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _WAITS = (0.0001, 0.0005, *_SECONDS)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128)
-
-
-class KnownRegistry(CollectorRegistry):
-    """A registry that tells what is registered in it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.collectors: list[Collector] = []
-
-    def register(self, collector: Collector) -> None:
-        super().register(collector)
-        self.collectors.append(collector)
 
 
 class Metrics:

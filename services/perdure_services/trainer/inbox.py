@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from perdure.config import Settings
 from perdure.errors import StreamError
-from perdure.inflow import inflow_of
+from perdure.inflow import Inflow, inflow_of
 from perdure.memory import Memory, open_memory
 from perdure.oblivion import reconcile
 from perdure.registry import Registry
@@ -29,6 +29,14 @@ class Waiting:
         return self.labels > 0 or self.interrupted
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What memory held when it was last looked at."""
+
+    samples: int = 0
+    quarantined: int = 0
+
+
 class Inbox:
     """Brings the stream into memory, and says what waits there.
 
@@ -46,6 +54,9 @@ class Inbox:
         self._stream: Stream | None = None
         self._offset: Offset | None = None
         self._waiting = Waiting(0, False)
+        self._read_to: Offset = {}
+        self._use = threading.Lock()
+        self.kept = Kept()
 
     def read(self) -> Waiting:
         """Ingests what is new in the stream.
@@ -54,10 +65,26 @@ class Inbox:
             StoreBusy: another process writes the memory.
             PerdureError: the stream or the memory cannot be read.
         """
+        with self._use:
+            return self._bring()
+
+    def behind(self) -> int:
+        """Records that are there and that memory had not when it was last looked at.
+
+        Raises:
+            PerdureError: the stream cannot be read.
+        """
+        with self._use:
+            try:
+                end = self._inflow().end()
+            except StreamError:
+                self._give_back()
+                raise
+            return sum(max(there - self._read_to.get(name, 0), 0) for name, there in end.items())
+
+    def _bring(self) -> Waiting:
         try:
-            if self._stream is None:
-                self._stream = open_stream(self._settings.stream)
-            inflow = inflow_of(self._settings, self._stream)
+            inflow = self._inflow()
             if self._offset is not None and dict(inflow.end()) == dict(self._offset):
                 return self._waiting
             with open_memory(self._settings) as memory:
@@ -65,19 +92,31 @@ class Inbox:
                     # Not every erasure leads to a turn.
                     reconcile(memory, Registry(self._settings.registry.url))
                 self._waiting = self._count(memory)
-                self._offset = memory.offset()
+                self._offset = self._read_to = dict(memory.offset())
         except StreamError:
             # A new connection may fare better than this one.
-            self.close()
+            self._give_back()
             raise
         return self._waiting
+
+    def _inflow(self) -> Inflow:
+        if self._stream is None:
+            self._stream = open_stream(self._settings.stream)
+        return inflow_of(self._settings, self._stream)
 
     def changed(self) -> None:
         """Somebody else has written the memory: it is looked at again the next time."""
         self._offset = None
 
     def close(self) -> None:
-        """Gives the stream back; reading opens it again."""
+        """Gives the stream back; reading opens it again. A look that hangs keeps it, and is not waited for."""
+        if self._use.acquire(timeout=1.0):
+            try:
+                self._give_back()
+            finally:
+                self._use.release()
+
+    def _give_back(self) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -86,5 +125,7 @@ class Inbox:
     def _count(self, memory: Memory) -> Waiting:
         enough = max(self._settings.trainer.min_new_labels, 1)
         # Where somebody was forgotten there is no fresh row, but the head has yet to hear of it.
-        labels = max(memory.counts().fresh, len(memory.deltas(enough)))
+        counts = memory.counts()
+        self.kept = Kept(counts.samples, counts.quarantined)
+        labels = max(counts.fresh, len(memory.deltas(enough)))
         return Waiting(labels, memory.turn().stage == "frozen")

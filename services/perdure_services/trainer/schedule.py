@@ -58,6 +58,13 @@ class Schedule:
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread that starts turns and polls runs."""
+        # APScheduler goes on calling itself running when its thread has died.
+        thread = getattr(self._scheduler, "_thread", None)
+        return bool(self._scheduler.running and thread is not None and thread.is_alive())
+
     def turn_in(self, seconds: float) -> None:
         """Runs the turn in so many seconds, unless it is due before that anyway."""
         job = self._scheduler.get_job(TURN)

@@ -21,12 +21,15 @@ from perdure_services.trainer.child import Child, perdure
 EXIT_BUSY = 3
 """What `perdure update` ends with while another process holds the memory."""
 
+EXIT_FENCED = 4
+"""What `perdure update` ends with when the trainer's term ended before the turn did."""
+
 GRACE_SECONDS = 3.0
 """What a turn gets between being asked to end and being killed."""
 
 _log = logging.getLogger(__name__)
 
-Ending = Literal["done", "busy", "failed", "timeout", "stopped"]
+Ending = Literal["done", "busy", "failed", "timeout", "fenced", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,10 @@ class TurnProcess:
         self._lock = threading.Lock()
         self._child: Child | None = None
         self._stopped = False
+        self._fenced = ""
 
-    def run(self) -> Outcome:
-        """Runs a turn to its end, or to the time limit."""
+    def run(self, term: int = 0) -> Outcome:
+        """Runs a turn to its end, or to the time limit; what it writes to the registry is fenced by `term`, if any."""
         timeout = self._settings.trainer.turn_timeout_seconds
         begun = time.monotonic()
         with (
@@ -69,7 +73,7 @@ class TurnProcess:
             config = Path(folder) / "settings.yaml"
             # JSON is YAML; the folder is readable by this user alone.
             config.write_text(json.dumps(self._settings.model_dump(mode="json")), encoding="utf-8")
-            child = self._start(config, out)
+            child = self._start(config, out, term)
             if child is None:
                 return Outcome("stopped", 0, "the trainer is stopping")
             said: list[str] = []
@@ -82,10 +86,12 @@ class TurnProcess:
             reader.join(GRACE_SECONDS)
             with self._lock:
                 self._child = None
-                stopped = self._stopped
+                stopped, fenced = self._stopped, self._fenced
             out.seek(0)
             printed = out.read().decode("utf-8", "replace")
-        outcome = _outcome(ended, late=late, stopped=stopped, timeout=timeout, printed=printed, said=said)
+        outcome = _outcome(
+            ended, late=late, stopped=stopped, fenced=fenced, timeout=timeout, printed=printed, said=said
+        )
         return Outcome(outcome.ending, ended, outcome.problem, outcome.result, time.monotonic() - begun)
 
     def stop(self) -> None:
@@ -96,12 +102,22 @@ class TurnProcess:
         if child is not None:
             child.stop(GRACE_SECONDS)
 
-    def _start(self, config: Path, out: IO[bytes]) -> Child | None:
+    def fence(self, reason: str) -> None:
+        """Ends the turn that runs, if any, because its term is over; `reason` becomes its outcome's problem."""
+        with self._lock:
+            child = self._child
+            if child is not None:
+                self._fenced = reason
+        if child is not None:
+            child.stop(GRACE_SECONDS)
+
+    def _start(self, config: Path, out: IO[bytes], term: int) -> Child | None:
         with self._lock:
             if self._stopped:
                 return None
+            self._fenced = ""
             self._child = Child(
-                self._command(config),
+                (*self._command(config), *(("--term", str(term)) if term else ())),
                 stdout=out,
                 stderr=PIPE,
                 environ=self._environ(),
@@ -138,12 +154,19 @@ def _pass_on(errors: IO[bytes] | None, said: list[str]) -> None:
                 _log.info("turn: %s", text)
 
 
-def _outcome(code: int, *, late: bool, stopped: bool, timeout: float, printed: str, said: Sequence[str]) -> Outcome:
+def _outcome(
+    code: int, *, late: bool, stopped: bool, fenced: str, timeout: float, printed: str, said: Sequence[str]
+) -> Outcome:
     message = said[-1] if said else "it said nothing"
     if stopped:
         return Outcome("stopped", code, "the trainer is stopping")
     if late:
         return Outcome("timeout", code, f"it took more than the {timeout:g} s of trainer.turn_timeout_seconds")
+    # It may have come to its end just before it was to be ended.
+    if fenced and code != 0:
+        return Outcome("fenced", code, fenced)
+    if code == EXIT_FENCED:
+        return Outcome("fenced", code, message)
     if code == EXIT_BUSY:
         return Outcome("busy", code, message)
     if code < 0:

@@ -65,21 +65,28 @@ def update(
     config: ConfigFile = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
+    term: Annotated[
+        int | None,
+        typer.Option("--term", min=1, hidden=True, help="The trainer's term, outside which nothing is promoted."),
+    ] = None,
 ) -> None:
     """Run one turn of the loop now: ingest, gate, learn, judge, promote or keep.
 
     What `perdure train` does on a schedule. A turn that was interrupted goes on where it was. Exit code 3 says that
     another process is at it.
     """
-    _report(run_turn(load_settings(config, overrides or ())), as_json)
+    _report(run_turn(load_settings(config, overrides or ()), term), as_json)
 
 
-def run_turn(settings: Settings) -> TurnResult:
-    """One turn, with a progress display on standard error."""
+def run_turn(settings: Settings, term: int | None = None) -> TurnResult:
+    """One turn, with a progress display on standard error; under a trainer's lease it ends with `term`."""
     from perdure.commands.display import turn_display
     from perdure.commands.opened import opened_loop
 
-    with turn_display() as display, opened_loop(settings, stage=display.stage, progress=display.steps) as loop:
+    with (
+        turn_display() as display,
+        opened_loop(settings, stage=display.stage, progress=display.steps, term=term) as loop,
+    ):
         return loop.turn()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from perdure.config import Settings
 from perdure.memory import open_memory
-from perdure.registry import Registry
+from perdure.registry import Fence, Registry
 from perdure.registry.cache import prune
 from perdure.stream import open_stream
 
@@ -23,8 +23,11 @@ def opened_loop(
     *,
     stage: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    term: int | None = None,
 ) -> Iterator[Loop]:
     """The loop over the stream, memory and registry that `settings` name.
+
+    What it writes to the registry is fenced by `term`, a trainer's.
 
     Raises:
         StoreBusy: another process writes the memory.
@@ -40,7 +43,7 @@ def opened_loop(
             settings,
             stream=stream,
             memory=memory,
-            registry=Registry(settings.registry.url),
+            registry=Registry(settings.registry.url, Fence(settings.registry.url, term) if term else None),
             cache=version_cache(settings),
             stage=stage,
             progress=progress,

@@ -75,3 +75,7 @@ class IngestSettings(Section):
     """Folder for the partitions that an ingester is reading."""
     snapshot_seconds: Positive = 60.0
     """Seconds between two snapshots of a partition; what was read since the last one is read again after a crash."""
+    host: str = "127.0.0.1"
+    """Address of /metrics and /healthz of `perdure ingest`; the default is this machine only."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of /metrics and /healthz of `perdure ingest`; 0 is off."""

@@ -144,3 +144,10 @@ class TrainerSettings(Section):
     """How far a turn stands back from what else wants the processor, the API beside it first; 0 is not at all."""
     turn_timeout_seconds: Positive = 3600.0
     """A turn that takes longer is killed; the next one goes on from the last committed stage."""
+    lease_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """Of several trainers on one registry one works; the others take over when it has been silent for so long. 0: no
+    lease, for one trainer that nobody starts twice."""
+    host: str = "127.0.0.1"
+    """Address of /metrics and /healthz; the default is this machine only."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of /metrics and /healthz; 0 is off."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from perdure.errors import RegistryError, StalePromotion, VersionDamaged, Versio
 from perdure.records import now
 from perdure.registry.card import Card
 from perdure.registry.erasures import Erasures
+from perdure.registry.lease import Fence
 from perdure.registry.promotions import Promotion, PromotionLog
 from perdure.registry.store import Backend, Store
 from perdure.registry.versions import Versions
@@ -30,24 +31,27 @@ class Registry:
     Args:
         url: A folder (made when missing), or `s3://`, `gs://`, `az://`, `file://` or `memory://`. Credentials come
             from the environment.
+        fence: asked before anything is written, promoted or removed; what works under a trainer's lease gives one.
 
     Raises:
         RegistryError: the URL cannot be used.
         RegistryUnavailable: by every method: the store cannot be reached, read or written.
+        LeaseLost: by every method that writes: `fence` says that the lease's term is over.
     """
 
-    def __init__(self, url: str) -> None:
-        self._use(Store.open(url))
+    def __init__(self, url: str, fence: Fence | None = None) -> None:
+        self._use(Store.open(url), fence)
 
     @classmethod
-    def over(cls, backend: Backend, name: str = "memory://") -> Registry:
+    def over(cls, backend: Backend, name: str = "memory://", fence: Fence | None = None) -> Registry:
         """A registry over an obstore store that is open already; errors call it `name`."""
         registry = cls.__new__(cls)
-        registry._use(Store(backend, name))
+        registry._use(Store(backend, name), fence)
         return registry
 
-    def _use(self, store: Store) -> None:
+    def _use(self, store: Store, fence: Fence | None) -> None:
         self.name = store.name
+        self._check: Callable[[], None] = fence.check if fence else lambda: None
         self._versions = Versions(store)
         self._log = PromotionLog(store)
         self._erasures = Erasures(store)
@@ -63,6 +67,7 @@ class Registry:
         Raises:
             RegistryError: a version of that name has other files; a file's name cannot be used.
         """
+        self._check()
         return self._versions.write(card, files, shared or {})
 
     def card(self, name: str) -> Card:
@@ -149,6 +154,8 @@ class Registry:
         self.check(version)
         while True:
             entry = self._next_entry(version, number, reason=reason, by=by)
+            # Last of all: the shorter the time until the entry is written, the better.
+            self._check()
             try:
                 return self._log.append(entry)
             except StalePromotion:
@@ -168,6 +175,7 @@ class Registry:
         if last is None:
             raise RegistryError(f"nothing was ever promoted in the registry {self.name}: there is nothing to roll back")
         for earlier in self._servable(last):
+            self._check()
             return self._log.append(
                 Promotion(
                     number=last.number + 1,
@@ -211,6 +219,7 @@ class Registry:
         # Also of champions that a store does not list yet.
         keep |= {parent for name in keep if (parent := self._parent(name))}
         deleted = tuple(name for name in names if name not in keep)
+        self._check()
         for name in deleted:
             self._versions.delete(name)
         self._versions.delete_leftovers()

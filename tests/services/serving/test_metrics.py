@@ -11,9 +11,10 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from perdure_services.monitor.page import page
 from perdure_services.serving import metrics as module
 from perdure_services.serving.metrics import KEPT_VERSIONS, Metrics
-from perdure_services.serving.series import all_series, page
+from perdure_services.serving.series import all_series
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from prometheus_client import Gauge
 
 from perdure.errors import StreamError
 from perdure_services.fleet.hello import Hello
+from perdure_services.monitor.registry import KnownRegistry
 from perdure_services.serving import merged_metrics, subjects
 from perdure_services.serving.merged_metrics import exposed_by_all, told_here
-from perdure_services.serving.metrics import KnownRegistry
 from perdure_services.serving.refusal import Refusal
 from perdure_services.serving.service import Removed
 from perdure_services.serving.siblings import Siblings, Told

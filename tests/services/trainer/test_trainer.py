@@ -35,7 +35,7 @@ class Turns(TurnProcess):
         self.gate = threading.Event()
         self.gate.set()
 
-    def run(self):
+    def run(self, term=0):
         self.begun.append(time.monotonic())
         self.running += 1
         self.most = max(self.most, self.running)
@@ -239,6 +239,7 @@ def test_once_says_when_the_memory_is_taken_or_cannot_be(started, settings_in, t
     trainer, _, settings = started(run=False)
     with open_memory(settings), pytest.raises(StoreBusy):
         trainer.once()
+    trainer.stop()
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError):
         Trainer(settings_in(memory__path=str(tmp_path / "file" / "memory"))).once()
@@ -248,12 +249,15 @@ def test_torch_stays_out_of_this_process(settings_in, arrive, tmp_path):
     settings = settings_in()
     arrive(settings, "a")
     code = f"""
-import sys
+import sys, time
 from perdure.config import Settings
 from perdure_services.trainer import command
 from perdure_services.trainer.trainer import Trainer
 settings = Settings.model_validate({settings.model_dump()!r})
 trainer = Trainer(settings)
+trainer.start()
+while not trainer._leadership.leads:
+    time.sleep(0.01)
 trainer.poll()
 assert trainer._inbox._waiting.labels == 1
 print([name for name in ("torch", "transformers", "faiss", "scipy", "pandas", "evidently") if name in sys.modules])

@@ -1,0 +1,1 @@
+"""What the processes without an API tell probes and Prometheus."""
