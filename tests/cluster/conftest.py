@@ -1,160 +1,50 @@
-"""A real Kubernetes API server, Helm, and what the tests of the chart ask of both."""
+"""A real Kubernetes API server with what production has in it, and Helm."""
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
-import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
-CHART = ROOT / "helm" / "perdure"
-VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
-
-INSTALLER = "installer"
-"""Who installs: somebody who may do everything in their namespace, and nothing outside it."""
-
-OPERATORS = ("keda.sh", "kafka.strimzi.io", "monitoring.coreos.com", "gateway.networking.k8s.io")
-"""API groups that the role `admin` does not know; whoever brings their operators grants them to those who install."""
-
-QUOTA = {"hard": {"requests.cpu": "1k", "requests.memory": "10Ti", "limits.memory": "10Ti", "requests.storage": "1Pi"}}
-"""Under a quota, a container that does not say what it needs is refused."""
-
-LIMITS = {"limits": [{"type": "Container", "max": {"memory": "1Ti"}}, {"type": "PersistentVolumeClaim", "max": {"storage": "10Ti"}}]}
-
-type Object = dict[str, Any]
+from .namespace import INSTALLER, ROOT, VALUES, Helm, Namespace, objects_of, said_name
 
 
 @cache
 def module(path: str) -> ModuleType:
-    """A program in `deploy`, which no package holds."""
-    file = ROOT / "deploy" / path
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    """A program in `deploy` or `helm`, which no package holds."""
+    file = ROOT / path
+    spec = importlib.util.spec_from_file_location(f"cluster_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
-    loaded = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
+    loaded = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
 
 
-class HelmError(RuntimeError):
-    """Helm refused; the message is what it said."""
-
-
-@dataclass(frozen=True)
-class Helm:
-    """One release of Helm, in a home of its own."""
-
-    program: str
-    home: Path
-
-    def __call__(self, *arguments: str, kubeconfig: Path, namespace: str) -> str:
-        """What it answers, as the user of `kubeconfig`.
-
-        Raises:
-            HelmError: it ended with another status than 0.
-        """
-        done = subprocess.run(
-            [self.program, *arguments, f"--kubeconfig={kubeconfig}", f"--namespace={namespace}"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "HOME": str(self.home)},
-        )
-        if done.returncode:
-            raise HelmError(done.stderr.strip() or done.stdout.strip())
-        return done.stdout
-
-
-@dataclass(frozen=True)
-class Namespace:
-    """A namespace where only pods of the profile `restricted` are admitted, and who installs into it."""
-
-    name: str
-    server: Any
-    installer: Path
-
-    def helm(self, helm: Helm, *arguments: str) -> str:
-        """What Helm answers to the installer."""
-        return helm(*arguments, kubeconfig=self.installer, namespace=self.name)
-
-    def install(self, helm: Helm, release: str, *values: Path, chart: Path = CHART) -> None:
-        """Installs the chart."""
-        self.helm(helm, "install", release, str(chart), *(f"--values={file}" for file in values))
-
-    def kubectl(self, *arguments: str, said: str | None = None, kubeconfig: Path | None = None) -> str:
-        """What kubectl answers here."""
-        answer: str = self.server.kubectl(f"--namespace={self.name}", *arguments, said=said, kubeconfig=kubeconfig)
-        return answer
-
-    def get(self, kinds: str, *arguments: str) -> list[Object]:
-        """What is there of some kinds."""
-        found: list[Object] = json.loads(self.kubectl("get", kinds, *arguments, "--output=json"))["items"]
-        return found
-
-    def settled(self) -> bool:
-        """Whether the controllers have made what every namespace has."""
-        (quota,) = self.get("resourcequotas")
-        return bool(self.get("serviceaccounts")) and quota.get("status", {}).get("hard") == QUOTA["hard"]
-
-    def names(self) -> frozenset[str]:
-        """All that is there, as `kind/name`, but for events."""
-        said = self.kubectl("get", ",".join(_listed_kinds(self.server)), "--ignore-not-found", "--output=name")
-        return frozenset(said.split())
-
-    def made(self, release: str) -> frozenset[str]:
-        """What Helm made for `release` and is still there, as `Kind/name`, but for claims."""
-        kinds = ",".join(set(_listed_kinds(self.server)) - {"endpoints", "persistentvolumeclaims"})
-        found = self.get(kinds, f"--selector=app.kubernetes.io/instance={release}")
-        return frozenset(
-            f"{one['kind']}/{one['metadata']['name']}" for one in found if "ownerReferences" not in one["metadata"]
-        )
-
-    def live(self, manifest: str) -> dict[str, Object]:
-        """What the server holds of the objects in `manifest`, by `kind/name`, without what it counts and dates."""
-        found = json.loads(self.kubectl("get", "--filename=-", "--output=json", said=manifest))
-        return {
-            f"{one['kind']}/{one['metadata']['name']}": _kept(one) for one in found.get("items", [found])
-        }
-
-
-def said_name(values: Path) -> str:
-    """A file of values as the names of tests say it."""
-    return values.name.removesuffix("-values.yaml")
-
-
-def documents(manifest: str) -> list[Object]:
-    """The objects in a manifest."""
-    return [one for one in yaml.safe_load_all(manifest) if one]
-
-
-def pod_template(workload: Object) -> Object | None:
-    """The template from which a workload's pods are made; None where it is no workload."""
-    spec = workload.get("spec", {})
-    if workload["kind"] == "CronJob":
-        spec = spec["jobTemplate"]["spec"]
-    elif workload["kind"] not in {"Deployment", "StatefulSet", "DaemonSet", "Job"}:
-        return None
-    template: Object = spec["template"]
-    return template
+@pytest.fixture(scope="session")
+def files() -> Any:
+    """Helm, and the definitions of the operators' kinds."""
+    programs = module("helm/programs.py")
+    try:
+        return programs.fetch()
+    except programs.ProgramMissing as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def server(files: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One API server for all tests, with the CRDs of the operators that the chart knows."""
-    programs = module("cluster/api_server.py")
+    programs = module("deploy/cluster/api_server.py")
     try:
         started = programs.ApiServer(tmp_path_factory.mktemp("api")).start()
     except programs.ProgramMissing as error:
@@ -162,17 +52,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             raise
         pytest.skip(str(error))
     with started:
-        for file in operator_definitions():
+        for file in files.definitions:
             started.kubectl("create", f"--filename={file}")
         started.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
         yield started
 
 
 @pytest.fixture(scope="session")
-def helms(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Helm]:
+def helms(files: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Helm]:
     """Helm 3 and 4."""
     return {
-        major: Helm(str(program), tmp_path_factory.mktemp(f"helm-{major}")) for major, program in helm_programs().items()
+        int(major): Helm(str(program), tmp_path_factory.mktemp(f"helm-{major}"))
+        for major, program in files.helm.items()
     }
 
 
@@ -190,7 +81,7 @@ def namespaces(server: Any) -> Callable[..., Namespace]:
 
     def make() -> Namespace:
         name = f"test-{next(numbers)}"
-        server.kubectl("create", "--filename=-", said=yaml.safe_dump_all(_namespace(name)))
+        server.kubectl("create", "--filename=-", said=yaml.safe_dump_all(objects_of(name)))
         made = Namespace(name, server, installer)
         server.until(made.settled, f"{name} has an account, and its quota is counted")
         return made
@@ -206,41 +97,3 @@ def installed(
     here = namespaces()
     here.install(helms[4], "shop", request.param)
     return here, here.helm(helms[4], "get", "manifest", "shop")
-
-
-@cache
-def _listed_kinds(server: Any) -> Sequence[str]:
-    said = server.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name")
-    return sorted(set(said.split()) - {"events", "events.events.k8s.io"})
-
-
-def _kept(one: Object) -> Object:
-    """An object without its status, and without what the server or the controllers write into it."""
-    metadata = {name: one["metadata"].get(name, {}) for name in ("labels", "annotations", "ownerReferences")}
-    metadata["annotations"].pop("deployment.kubernetes.io/revision", None)
-    kept = {name: value for name, value in one.items() if name not in {"metadata", "status"}}
-    if one["kind"] == "Service":
-        # One that was deleted and made again has another address.
-        kept["spec"] = {name: value for name, value in kept["spec"].items() if name not in {"clusterIP", "clusterIPs"}}
-    return {**kept, "metadata": metadata}
-
-
-def _namespace(name: str) -> list[Object]:
-    user = {"kind": "User", "name": INSTALLER, "apiGroup": "rbac.authorization.k8s.io"}
-    rbac = "rbac.authorization.k8s.io/v1"
-    restricted = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
-
-    def binding(role: str, kind: str) -> Object:
-        reference = {"kind": kind, "name": role, "apiGroup": "rbac.authorization.k8s.io"}
-        metadata = {"name": role, "namespace": name}
-        return {"apiVersion": rbac, "kind": "RoleBinding", "metadata": metadata, "roleRef": reference, "subjects": [user]}
-
-    rule = {"apiGroups": list(OPERATORS), "resources": ["*"], "verbs": ["*"]}
-    return [
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": restricted}},
-        {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team", "namespace": name}, "spec": QUOTA},
-        {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "team", "namespace": name}, "spec": LIMITS},
-        {"apiVersion": rbac, "kind": "Role", "metadata": {"name": "operators", "namespace": name}, "rules": [rule]},
-        binding("admin", "ClusterRole"),
-        binding("operators", "Role"),
-    ]

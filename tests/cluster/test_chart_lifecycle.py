@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import CHART, VALUES, Helm, Namespace, documents, pod_template, said_name
+
+from .namespace import CHART, VALUES, Helm, Namespace, documents, pod_template, said_name
 
 pytestmark = pytest.mark.cluster
 
@@ -24,7 +25,7 @@ CHANGES = {
 
 @pytest.fixture(scope="session")
 def next_chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The chart as its next release: all that carries a version changes, and nothing that cannot change may carry one."""
+    """The chart as its next release: nothing that cannot change may carry a version."""
     chart = tmp_path_factory.mktemp("next") / "perdure"
     shutil.copytree(CHART, chart)
     file = chart / "Chart.yaml"
@@ -75,7 +76,11 @@ def test_a_release_from_install_to_uninstall(
     here.helm(helm, "uninstall", "shop")
     here.server.until(lambda: only_claims(here.names() - empty), "uninstall leaves nothing but claims")
     left = {one["metadata"]["name"] for one in here.get("persistentvolumeclaims")}
-    kept = {name.split("/")[1] for name, one in first.items() if one["metadata"]["annotations"].get("helm.sh/resource-policy")}
+    kept = {
+        name.split("/")[1]
+        for name, one in first.items()
+        if one["metadata"]["annotations"].get("helm.sh/resource-policy")
+    }
     assert left >= kept
     # What stays is said to whoever installs, and how it is deleted.
     assert all(name in notes for name in kept)
@@ -89,7 +94,6 @@ def test_a_release_from_install_to_uninstall(
 def test_any_release_becomes_any_other(helm: Helm, namespaces: Callable[[], Namespace]) -> None:
     """A change of mind: another kind of workload, stream or registry under the same name."""
     here = namespaces()
-    before = here.names()
     here.install(helm, "shop", VALUES[0])
     for values in [*VALUES[1:], VALUES[0]]:
         here.helm(helm, "upgrade", "shop", str(CHART), "--reset-values", f"--values={values}")

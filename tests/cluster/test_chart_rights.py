@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Namespace, documents
+
+from .namespace import Namespace, documents
 
 pytestmark = pytest.mark.cluster
 
@@ -34,14 +35,18 @@ FORBIDDEN = [
 
 def rights(here: Namespace, kubeconfig: Path) -> list[Any]:
     """All that the user of `kubeconfig` may do in a namespace, as the API server says it."""
-    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": here.name}}
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": here.name},
+    }
     said = here.kubectl(
         "create", "--filename=-", "--output=json", "--validate=ignore", said=json.dumps(review), kubeconfig=kubeconfig
     )
     status = json.loads(said)["status"]
     assert not status["incomplete"]
     rules = [*status["resourceRules"], *status["nonResourceRules"]]
-    return sorted((json.dumps(rule, sort_keys=True) for rule in rules))
+    return sorted(json.dumps(rule, sort_keys=True) for rule in rules)
 
 
 def allowed(here: Namespace, user: str) -> dict[tuple[str, str, str], bool]:

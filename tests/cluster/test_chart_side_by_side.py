@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import VALUES, Helm, Namespace, Object, documents, said_name
+
+from .namespace import VALUES, Helm, Namespace, Object, documents, said_name
 
 pytestmark = pytest.mark.cluster
 
@@ -33,7 +34,9 @@ def chosen(selector: Object) -> str:
 
 
 @pytest.mark.parametrize("values", VALUES, ids=said_name)
-def test_two_releases_share_a_namespace(helms: dict[int, Helm], namespaces: Callable[[], Namespace], values: Path) -> None:
+def test_two_releases_share_a_namespace(
+    helms: dict[int, Helm], namespaces: Callable[[], Namespace], values: Path
+) -> None:
     here, helm = namespaces(), helms[4]
     before = here.names()
     here.install(helm, "first", values)
