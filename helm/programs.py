@@ -183,9 +183,7 @@ def _generate_strimzi(maven: str, java: Path, jars: Path, target: Path) -> None:
     goal = [maven, "--batch-mode", "--quiet", "--file", str(STRIMZI), "dependency:copy-dependencies"]
     _run([*goal, "-DincludeScope=runtime", f"-DoutputDirectory={jars}"], "bring Strimzi's generator with Maven")
     target.mkdir(parents=True)
-    made = [
-        f"io.strimzi.api.kafka.model.{name}={target / kind.lower()}.yaml" for kind, name in STRIMZI_KINDS.items()
-    ]
+    made = [f"io.strimzi.api.kafka.model.{name}={target / kind.lower()}.yaml" for kind, name in STRIMZI_KINDS.items()]
     generator = [str(java), "-cp", f"{jars}/*", "io.strimzi.crdgenerator.CrdGenerator", "--yaml"]
     _run([*generator, *made], "make Strimzi's definitions")
 
@@ -208,7 +206,9 @@ def _environment() -> dict[str, str]:
 def _program(name: str, called: str, remedy: str) -> str:
     found = shutil.which(name)
     if found is None:
-        raise ProgramMissing(f"{called} brings what the chart is checked with, and there is no {name!r} in PATH: {remedy}")
+        raise ProgramMissing(
+            f"{called} brings what the chart is checked with, and there is no {name!r} in PATH: {remedy}"
+        )
     return found
 
 

@@ -6,9 +6,9 @@
     with ApiServer(folder) as server:
         server.kubectl("get", "namespaces")
 
-RBAC, admission and the controllers are those of a production cluster. There is no node: no scheduler and no kubelet
-run, so pods are made and stay pending. etcd listens on a socket in the folder, the API server on a port of 127.0.0.1
-that the system picks. Everything that they write lies in the folder.
+RBAC, admission and the controllers are those of a production cluster. No kubelet runs: pods are made and do not start.
+With `scheduler=True` they are given to whatever nodes somebody has written down. etcd listens on a socket in the folder,
+the API server on a port of 127.0.0.1 that the system picks. Everything that they write lies in the folder.
 """
 
 from __future__ import annotations
@@ -59,18 +59,20 @@ class ApiServer:
 
     Args:
         folder: holds all that they write; made where it is missing.
+        scheduler: run kube-scheduler too. Pods that have a node are deleted by its kubelet alone, and so never are.
 
     Raises:
         ValueError: the folder's path is too long for etcd's socket in it.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, *, scheduler: bool = False) -> None:
         self.folder = Path(folder).resolve()
         if len(os.fsencode(self.folder / SOCKET)) > LONGEST_SOCKET:
             raise ValueError(
                 f"the path {str(self.folder)!r} is too long, as a socket in it may have {LONGEST_SOCKET} bytes: take a "
                 "shorter one"
             )
+        self.scheduler = scheduler
         self.url = ""
         self.kubeconfig = self.folder / "not-started"
         self._authority: Authority | None = None
@@ -189,6 +191,10 @@ class ApiServer:
         self._launch(programs / "kube-apiserver", self._api(store, number))
         self._await(self._ready, "the API server is ready", deadline)
         self._launch(programs / "kube-controller-manager", self._controllers(controllers))
+        if self.scheduler:
+            scheduler = authority.kubeconfig(self.url, "system:kube-scheduler")
+            arguments = [f"--kubeconfig={scheduler}", "--leader-elect=false", "--secure-port=0"]
+            self._launch(programs / "kube-scheduler", arguments)
         self._await(self._settled, "the controllers have made what every namespace has", deadline)
 
     def _etcd(self, store: Path) -> list[str]:
@@ -233,6 +239,8 @@ class ApiServer:
             "--use-service-account-credentials=true",
             "--leader-elect=false",
             "--secure-port=0",
+            # No kubelet says that a node is well; it is once somebody has said so.
+            "--node-monitor-grace-period=24h",
         ]
 
     def _launch(self, program: Path, arguments: Sequence[str]) -> None:

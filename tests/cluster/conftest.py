@@ -2,59 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
-import os
-import sys
 from collections.abc import Callable, Iterator
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import pytest
-import yaml
 
-from .namespace import INSTALLER, ROOT, VALUES, Helm, Namespace, objects_of, said_name
-
-
-@cache
-def module(path: str) -> ModuleType:
-    """A program in `deploy` or `helm`, which no package holds."""
-    file = ROOT / path
-    spec = importlib.util.spec_from_file_location(f"cluster_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+from .namespace import VALUES, Helm, Namespace, namespace_maker, said_name
+from .programs import fetched, server_in
 
 
 @pytest.fixture(scope="session")
 def files() -> Any:
     """Helm, and the definitions of the operators' kinds."""
-    programs = module("helm/programs.py")
-    try:
-        return programs.fetch()
-    except programs.ProgramMissing as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
+    return fetched()
 
 
 @pytest.fixture(scope="session")
 def server(files: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """One API server for all tests, with the CRDs of the operators that the chart knows."""
-    programs = module("deploy/cluster/api_server.py")
-    try:
-        started = programs.ApiServer(tmp_path_factory.mktemp("api")).start()
-    except programs.ProgramMissing as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
-    with started:
-        for file in files.definitions:
-            started.kubectl("create", f"--filename={file}")
-        started.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    """One API server for all tests but those of the scheduler."""
+    with server_in(tmp_path_factory.mktemp("api"), files) as started:
         yield started
 
 
@@ -74,19 +40,9 @@ def helm(request: pytest.FixtureRequest, helms: dict[int, Helm]) -> Helm:
 
 
 @pytest.fixture(scope="session")
-def namespaces(server: Any) -> Callable[..., Namespace]:
+def namespaces(server: Any) -> Callable[[], Namespace]:
     """Makes namespaces; nothing runs in them, so they are left until the server ends."""
-    installer = server.user(INSTALLER)
-    numbers = itertools.count(1)
-
-    def make() -> Namespace:
-        name = f"test-{next(numbers)}"
-        server.kubectl("create", "--filename=-", said=yaml.safe_dump_all(objects_of(name)))
-        made = Namespace(name, server, installer)
-        server.until(made.settled, f"{name} has an account, and its quota is counted")
-        return made
-
-    return make
+    return namespace_maker(server)
 
 
 @pytest.fixture(scope="session", params=VALUES, ids=said_name)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -135,6 +136,21 @@ def pod_template(workload: Object) -> Object | None:
         return None
     template: Object = spec["template"]
     return template
+
+
+def namespace_maker(server: Any) -> Callable[[], Namespace]:
+    """Makes namespaces on `server`."""
+    installer = server.user(INSTALLER)
+    numbers = itertools.count(1)
+
+    def make() -> Namespace:
+        name = f"test-{next(numbers)}"
+        server.kubectl("create", "--filename=-", said=yaml.safe_dump_all(objects_of(name)))
+        made = Namespace(name, server, installer)
+        server.until(made.settled, f"{name} has an account, and its quota is counted")
+        return made
+
+    return make
 
 
 @cache
