@@ -7,8 +7,8 @@
         server.kubectl("get", "namespaces")
 
 RBAC, admission and the controllers are those of a production cluster. No kubelet runs: pods are made and do not start.
-With `scheduler=True` they are given to whatever nodes somebody has written down. etcd listens on a socket in the folder,
-the API server on a port of 127.0.0.1 that the system picks. Everything that they write lies in the folder.
+With `scheduler=True` they are given to whatever nodes somebody has written down. etcd listens on a socket in the
+folder, the API server on a port of 127.0.0.1 that the system picks. Everything that they write lies in the folder.
 """
 
 from __future__ import annotations

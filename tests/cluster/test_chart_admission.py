@@ -137,14 +137,16 @@ def test_helm_s_test_pods_are_admitted(installed: tuple[Namespace, str], helms: 
 def test_the_namespace_itself_refuses(namespaces: Any) -> None:
     """Pods that ask for too much, or do not say what they need, and so a release without what admits it."""
     here = namespaces()
-    container = {"name": "one", "image": "one", "resources": {"requests": {"cpu": "1", "memory": "1Gi"}}}
-    container["resources"]["limits"] = {"memory": "1Gi"}
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": {"containers": [container]}}
+    needs = {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}
+
+    def asked(**container: Any) -> str:
+        spec = {"containers": [{"name": "one", "image": "one", **container}]}
+        return yaml.safe_dump({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": spec})
+
     with pytest.raises(RuntimeError, match='violates PodSecurity "restricted:latest"'):
-        here.kubectl("create", "--filename=-", "--dry-run=server", said=yaml.safe_dump(pod))
-    pod["spec"]["containers"] = [{"name": "one", "image": "one"}]
+        here.kubectl("create", "--filename=-", "--dry-run=server", said=asked(resources=needs))
     with pytest.raises(RuntimeError, match=r"failed quota.*must specify"):
-        here.kubectl("create", "--filename=-", "--dry-run=server", said=yaml.safe_dump(pod))
+        here.kubectl("create", "--filename=-", "--dry-run=server", said=asked())
 
 
 def admitted(here: Namespace, manifest: str) -> list[Object]:
