@@ -90,7 +90,8 @@ class Namespace:
 
     def get(self, kinds: str, *arguments: str) -> list[Object]:
         """What is there of some kinds."""
-        found: list[Object] = json.loads(self.kubectl("get", kinds, *arguments, "--output=json"))["items"]
+        said = json.loads(self.kubectl("get", kinds, *arguments, "--output=json"))
+        found: list[Object] = said.get("items", [said])
         return found
 
     def settled(self) -> bool:
