@@ -91,10 +91,10 @@ affinity:
 {{- end -}}
 
 {{- define "perdure.envFrom" -}}
-{{- if and (eq .Values.registry.kind "objectStore") .Values.registry.credentials.existingSecret }}
+{{- if and (eq .Values.registry.kind "objectStore") .Values.registry.credentials.existingSecret -}}
 envFrom:
   - secretRef: {name: {{ .Values.registry.credentials.existingSecret }}}
-{{- end }}
+{{- end -}}
 {{- end -}}
 
 {{/* Mounts of every container. The working folder is below /var/lib/perdure, where versions are cached. */}}
@@ -137,7 +137,7 @@ envFrom:
   projected:
     defaultMode: 0440
     sources:
-      {{- . | nindent 6 }}
+      {{- trim . | nindent 6 }}
 {{- end }}
 {{- end -}}
 
@@ -145,7 +145,7 @@ envFrom:
 {{- define "perdure.kafkaSecrets" -}}
 {{- $security := include "perdure.security" . -}}
 {{- $kafka := .Values.stream.kafka -}}
-{{- if eq .Values.stream.kind "strimzi" }}
+{{- if eq .Values.stream.kind "strimzi" -}}
 - secret:
     name: {{ include "perdure.kafkaUser" . }}
     items: [{key: password, path: password}]
@@ -153,7 +153,7 @@ envFrom:
     name: {{ include "perdure.kafkaCluster" . }}-cluster-ca-cert
     items: [{key: ca.crt, path: ca.crt}]
 {{- else if eq .Values.stream.kind "kafka" }}
-{{- if hasPrefix "SASL" $security }}
+{{- if hasPrefix "SASL" $security -}}
 - secret:
     name: {{ $kafka.sasl.existingSecret }}
     items: [{key: {{ $kafka.sasl.key }}, path: password}]

@@ -115,4 +115,31 @@
 {{- if and $v.serving.autoscaling.enabled (gt (int $v.serving.autoscaling.minReplicas) (int $v.serving.autoscaling.maxReplicas)) -}}
 {{- fail (printf "serving.autoscaling.minReplicas is %d, above serving.autoscaling.maxReplicas, %d: raise the one or lower the other" (int $v.serving.autoscaling.minReplicas) (int $v.serving.autoscaling.maxReplicas)) -}}
 {{- end -}}
+{{- $spool := include "perdure.setting" (list . "spool" "max_bytes") | float64 -}}
+{{- if gt $spool (include "perdure.bytes" $v.serving.spool.size | float64) -}}
+{{- fail (printf "serving.spool.size is %s, less than config.spool.max_bytes, %.0f bytes: a pod that fills it would be evicted with its records. Raise the one or lower the other" $v.serving.spool.size $spool) -}}
+{{- end -}}
+
+{{- /* The way in. */ -}}
+{{- if and (eq $v.expose.kind "ingress") (not $v.expose.hosts) -}}
+{{- fail "expose.kind is ingress, but expose.hosts is empty: give the names under which the API is reached" -}}
+{{- end -}}
+{{- if and (eq $v.expose.kind "httpRoute") (not $v.expose.httpRoute.parentRefs) -}}
+{{- fail "expose.kind is httpRoute, but expose.httpRoute.parentRefs is empty: name the Gateway that the route belongs to, [{name: public, namespace: gateways}]" -}}
+{{- end -}}
+{{- if and (eq $v.expose.kind "none") $v.expose.hosts -}}
+{{- fail "expose.hosts is set, but expose.kind is none: set it to ingress or httpRoute, or leave the hosts out" -}}
+{{- end -}}
+
+{{- /* Metrics. */ -}}
+{{- $open := eq (include "perdure.setting" (list . "serving" "open_metrics")) "true" -}}
+{{- if and $v.monitoring.monitors $v.serving.keys.existingSecret (not $open) (not $v.monitoring.apiKey.existingSecret) -}}
+{{- fail "monitoring.monitors is true, but /metrics asks for a key: name a Secret with one that has the scope metrics in monitoring.apiKey.existingSecret, or set config.serving.open_metrics to true" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Bytes of a quantity such as 2Gi or 500M. */}}
+{{- define "perdure.bytes" -}}
+{{- $factor := get (dict "" "1" "k" "1e3" "M" "1e6" "G" "1e9" "T" "1e12" "Ki" "1024" "Mi" "1048576" "Gi" "1073741824" "Ti" "1099511627776") (regexFind "[A-Za-z]*$" .) -}}
+{{- mulf (regexFind "^[0-9.]+" . | float64) ($factor | float64) -}}
 {{- end -}}
