@@ -121,3 +121,20 @@ def bind(here: Namespace) -> None:
     }
     here.server.kubectl("create", "--filename=-", said=yaml.safe_dump(volume))
     here.server.until(lambda: here.get("persistentvolumeclaims")[0]["status"]["phase"] == "Bound", "the claim is bound")
+
+
+def test_what_was_learned_outlives_the_release(helm: Helm, namespaces: Callable[[], Namespace], base: Path) -> None:
+    """The claim with the memory stays unless somebody has said that it need not."""
+    here = namespaces()
+    here.install(helm, "shop", base)
+    (claim,) = here.get("persistentvolumeclaims")
+    here.helm(helm, "uninstall", "shop")
+    here.server.until(lambda: not here.made("shop"), "the release is gone")
+    (left,) = here.get("persistentvolumeclaims")
+    assert left["metadata"]["uid"] == claim["metadata"]["uid"]
+    assert "deletionTimestamp" not in left["metadata"]
+
+    here.install(helm, "shop", base)
+    upgrade(here, helm, base, "trainer.memory.keep=false")
+    here.helm(helm, "uninstall", "shop")
+    here.server.until(lambda: not here.get("persistentvolumeclaims"), "the claim is gone")
