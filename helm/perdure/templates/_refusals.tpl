@@ -102,6 +102,12 @@
 {{- end -}}
 {{- end -}}
 
+{{- range $v.registry.env -}}
+{{- if and (hasKey . "value") (regexMatch "SECRET|PASSWORD|TOKEN|ACCESS_KEY|ACCOUNT_KEY|SAS|CREDENTIAL" (upper .name)) -}}
+{{- fail (printf "registry.env gives %s a value in plain sight: put it into a Secret and name that in registry.credentials.existingSecret" .name) -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* The trainer. */ -}}
 {{- if eq $v.trainer.kind "CronJob" -}}
 {{- range $name := list "cron" "interval_seconds" "min_new_labels" "poll_seconds" -}}
