@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .namespace import CHART, VALUES, Helm, Namespace, documents, pod_template, said_name
+from .namespace import CHART, VALUES, Helm, Namespace, Object, documents, pod_template, said_name
 
 pytestmark = pytest.mark.cluster
 
@@ -21,6 +21,10 @@ CHANGES = {
     "serving": {"podAnnotations": {"changed": "yes"}, "resources": {"limits": {"memory": "3Gi"}}},
     "trainer": {"graceSeconds": 77},
 }
+
+
+NOUNS = ("memory", "registry", "stream", "spool")
+"""What claims are named for."""
 
 
 @pytest.fixture(scope="session")
@@ -73,18 +77,15 @@ def test_a_release_from_install_to_uninstall(
     assert here.live(upgraded) == second
 
     notes = here.helm(helm, "get", "notes", "shop")
+    staying = kept(first)
     here.helm(helm, "uninstall", "shop")
-    here.server.until(lambda: only_claims(here.names() - empty), "uninstall leaves nothing but claims")
-    left = {one["metadata"]["name"] for one in here.get("persistentvolumeclaims")}
-    kept = {
-        name.split("/")[1]
-        for name, one in first.items()
-        if one["metadata"]["annotations"].get("helm.sh/resource-policy")
-    }
-    assert left >= kept
-    # What stays is said to whoever installs, and how it is deleted.
-    assert all(name in notes for name in kept)
-    assert not left or re.search(r"kubectl .*delete pvc", notes), notes
+    here.server.until(lambda: here.made("shop") <= staying, "uninstall leaves what it was told to, and claims")
+    here.server.until(lambda: not here.get("pods,replicasets.apps"), "no pod is left")
+    claims = {one["metadata"]["name"] for one in here.get("persistentvolumeclaims")}
+    assert {f"PersistentVolumeClaim/{name}" for name in claims} >= {name for name in staying if "VolumeClaim" in name}
+    # Whoever uninstalls knew beforehand what stays, and of nothing else that it does.
+    (said,) = re.findall(r"`helm uninstall`[^.;]*", notes) or [""]
+    assert {noun for noun in NOUNS if noun in said} == {noun for noun in NOUNS if any(noun in name for name in claims)}
 
     # Whoever installs again finds what stayed.
     here.install(helm, "shop", values)
@@ -95,13 +96,14 @@ def test_any_release_becomes_any_other(helm: Helm, namespaces: Callable[[], Name
     """A change of mind: another kind of workload, stream or registry under the same name."""
     here = namespaces()
     here.install(helm, "shop", VALUES[0])
+    left: set[str] = set()
     for values in [*VALUES[1:], VALUES[0]]:
+        left |= kept(here.live(here.helm(helm, "get", "manifest", "shop")))
         here.helm(helm, "upgrade", "shop", str(CHART), "--reset-values", f"--values={values}")
-        manifest = here.helm(helm, "get", "manifest", "shop")
-        named = set(here.live(manifest))
-        here.server.until(lambda named=named: here.made("shop") <= named, f"only what {values.name} names is left")
+        expected = left | set(here.live(here.helm(helm, "get", "manifest", "shop")))
+        here.server.until(lambda all_=expected: here.made("shop") <= all_, f"only what {values.name} names is left")
 
 
-def only_claims(names: frozenset[str]) -> bool:
-    """Whether all of `kind/name` are claims."""
-    return all(name.startswith("persistentvolumeclaim/") for name in names)
+def kept(objects: dict[str, Object]) -> set[str]:
+    """Those that Helm leaves alone when it deletes the others, as `Kind/name`."""
+    return {name for name, one in objects.items() if "helm.sh/resource-policy" in one["metadata"]["annotations"]}
