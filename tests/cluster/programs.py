@@ -53,8 +53,7 @@ def server_in(folder: Path, files: Any, **options: bool) -> Any:
         pytest.skip(str(error))
     with contextlib.ExitStack() as stack:
         stack.enter_context(started)
-        for file in files.definitions:
-            started.kubectl("create", f"--filename={file}")
+        started.kubectl("create", *(f"--filename={file}" for file in files.definitions))
         started.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
         stack.pop_all()
     return started
