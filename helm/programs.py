@@ -53,8 +53,8 @@ class Module:
     version: str
     checksum: str
     """As in a go.sum."""
-    definitions: str
-    """Pattern of the files, below the module's folder."""
+    definitions: tuple[str, ...]
+    """Patterns of the files, below the module's folder."""
 
 
 MODULES = {
@@ -62,19 +62,19 @@ MODULES = {
         "github.com/kedacore/keda/v2",
         "v2.21.0",
         "h1:R6z2HZvstK4RLUMxroNACzBj74xGxt3kG59b5Xc+Xps=",
-        "config/crd/bases/keda.sh_*.yaml",
+        ("config/crd/bases/keda.sh_scaledobjects.yaml", "config/crd/bases/keda.sh_triggerauthentications.yaml"),
     ),
     "monitoring": Module(
         "github.com/prometheus-operator/prometheus-operator",
         "v0.85.0",
         "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s=",
-        "example/prometheus-operator-crd/*.yaml",
+        ("example/prometheus-operator-crd/*monitors.yaml", "example/prometheus-operator-crd/*_prometheusrules.yaml"),
     ),
     "gateway": Module(
         "sigs.k8s.io/gateway-api",
         "v1.6.3",
         "h1:lKpJa5bGlraC/QeACvCpsHLdmO6y0iKfzVl6gzaFEYc=",
-        "config/crd/standard/gateway.networking.k8s.io_*routes.yaml",
+        ("config/crd/standard/*_httproutes.yaml",),
     ),
 }
 
@@ -171,12 +171,13 @@ def _copy_definitions(go: str, module: Module, target: Path) -> None:
         told = json.loads(_run([go, "mod", "download", "-json", named], f"bring the Go module {named}", Path(nowhere)))
     if told["Sum"] != module.checksum:
         raise FetchError(f"the Go module {named} has the checksum {told['Sum']}, not {module.checksum}: do not use it")
-    found = sorted(Path(told["Dir"]).glob(module.definitions))
-    if not found:
-        raise FetchError(f"the Go module {named} has no {module.definitions}: correct MODULES in {__file__}")
     target.mkdir(parents=True)
-    for file in found:
-        (target / file.name).write_bytes(file.read_bytes())
+    for pattern in module.definitions:
+        found = sorted(Path(told["Dir"]).glob(pattern))
+        if not found:
+            raise FetchError(f"the Go module {named} has no {pattern}: correct MODULES in {Path(__file__).name}")
+        for file in found:
+            (target / file.name).write_bytes(file.read_bytes())
 
 
 def _generate_strimzi(maven: str, java: Path, jars: Path, target: Path) -> None:
