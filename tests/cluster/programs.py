@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import sys
 from functools import cache
@@ -54,6 +55,18 @@ def server_in(folder: Path, files: Any, **options: bool) -> Any:
     with contextlib.ExitStack() as stack:
         stack.enter_context(started)
         started.kubectl("create", *(f"--filename={file}" for file in files.definitions))
-        started.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        started.until(lambda: established(started), "the operators' kinds are known")
         stack.pop_all()
     return started
+
+
+def established(server: Any) -> bool:
+    """Whether all definitions count."""
+    found = json.loads(server.kubectl("get", "customresourcedefinitions", "--output=json"))["items"]
+    return all(
+        any(
+            one["type"] == "Established" and one["status"] == "True"
+            for one in (definition["status"].get("conditions") or [])
+        )
+        for definition in found
+    )
