@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files cluster cluster-files test-cluster test-faults test-fuzz bench-soak bench-serving metrics-table clean
+.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files helm-files chart test-faults test-fuzz bench-soak bench-serving metrics-table clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -64,6 +64,12 @@ kafka: setup  ## A Kafka broker on 127.0.0.1:9092, until Ctrl-C (Java 17 and Mav
 kafka-files: setup  ## Bring what the broker of the tests runs from, once
 	@$(BIN)/python deploy/kafka/broker.py --fetch
 
+helm-files: setup  ## Bring Helm 3 and 4 and what else the tests of the chart need, once
+	@$(BIN)/python helm/programs.py
+
+chart: setup  ## Write the chart's schema and README anew
+	$(BIN)/python helm/documents.py
+
 bench-continual: setup  ## Perdure beside the methods that people try first; hours (ARGS=--quick: ten minutes)
 	$(BIN)/python benchmarks/continual.py $(ARGS)
 
@@ -85,13 +91,14 @@ bench-kafka: setup kafka-files  ## What recording, sending, catching up and an o
 test-faults: setup kafka-files  ## The faults against a real broker, at full length
 	PERDURE_FULL_FAULTS=1 $(BIN)/pytest tests/e2e/kafka --timeout 900
 
+.PHONY: cluster cluster-files test-cluster
 cluster: setup  ## A Kubernetes API server on this machine, until Ctrl-C (Go); no node, so nothing runs
 	@$(BIN)/python deploy/cluster/api_server.py $(ARGS)
 
 cluster-files: setup  ## Build the API server, etcd and the controllers from their Go modules, once; a quarter of an hour
 	@$(BIN)/python deploy/cluster/api_server.py --build
 
-test-cluster: setup cluster-files  ## The chart against a real Kubernetes API server
+test-cluster: setup cluster-files helm-files  ## The chart against a real Kubernetes API server
 	$(BIN)/pytest -m cluster tests/cluster --timeout 900 $(ARGS)
 
 test-fuzz: setup  ## 10,000 requests made from the API's own description; FUZZ=N for others, SEED=N for others still

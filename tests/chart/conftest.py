@@ -104,6 +104,12 @@ def documents() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def programs_module() -> ModuleType:
+    """`helm/programs.py`, which no package holds."""
+    return _module("programs")
+
+
+@pytest.fixture(scope="session")
 def programs() -> Any:
     """Helm and what goes with it. Where they cannot be brought a test is skipped, but in CI it fails."""
     try:

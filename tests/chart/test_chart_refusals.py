@@ -25,10 +25,16 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"stream": {"kafka": {"security": "SASL_SSL"}}},
         "stream.kafka.security is SASL_SSL, which needs a user and a password",
     ),
-    "user without security": ({"stream": {"kafka": {"sasl": {"username": "u"}}}}, "PLAINTEXT, which asks for no password"),
+    "user without security": (
+        {"stream": {"kafka": {"sasl": {"username": "u"}}}},
+        "PLAINTEXT, which asks for no password",
+    ),
     "certificates without TLS": ({"stream": {"kafka": {"tls": {"caSecret": "ca"}}}}, "PLAINTEXT, which has no TLS"),
     "brokers beside Strimzi's": ({"stream": {"kind": "strimzi"}}, "stream.kafka is set, but stream.kind is strimzi"),
-    "security beside Strimzi's": ({"stream": {**STRIMZI, "kafka": {"bootstrapServers": "", **SASL}}}, "stream.kind is strimzi"),
+    "security beside Strimzi's": (
+        {"stream": {**STRIMZI, "kafka": {"bootstrapServers": "", **SASL}}},
+        "stream.kind is strimzi",
+    ),
     "more copies than brokers": (
         {"stream": {**STRIMZI, "strimzi": {"replicas": 1}}},
         "stream.strimzi.replication is 3, but there are 1 brokers",
@@ -60,7 +66,10 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         "ingester.keda.minReplicas is 5, above ingester.keda.maxReplicas, 4",
     ),
     "nothing to scale": ({"ingester": {"keda": {"enabled": True}}}, "there is nothing to scale"),
-    "a folder nobody shares": ({"registry": {"url": "var/registry"}}, 'registry.url is "var/registry", no object store'),
+    "a folder nobody shares": (
+        {"registry": {"url": "var/registry"}},
+        'registry.url is "var/registry", no object store',
+    ),
     "no registry": ({"registry": {"url": ""}}, 'registry.url is "", no object store'),
     "a password in the URL": ({"registry": {"url": "s3://key:word@models"}}, "it would be in a ConfigMap"),
     "a secret in plain sight": (
@@ -115,9 +124,18 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         "at '/stream/kafka/tls': additional properties 'caFile' not allowed",
     ),
     "an unknown part": ({"servings": {}}, "additional properties 'servings' not allowed"),
-    "an unknown setting": ({"config": {"lora": {"ranks": 8}}}, "at '/config/lora': additional properties 'ranks' not allowed"),
-    "a setting of a wrong kind": ({"config": {"lora": {"rank": "eight"}}}, "at '/config/lora/rank': got string, want integer"),
-    "a setting out of range": ({"config": {"judge": {"margin": 2}}}, "at '/config/judge/margin': maximum: got 2, want 1"),
+    "an unknown setting": (
+        {"config": {"lora": {"ranks": 8}}},
+        "at '/config/lora': additional properties 'ranks' not allowed",
+    ),
+    "a setting of a wrong kind": (
+        {"config": {"lora": {"rank": "eight"}}},
+        "at '/config/lora/rank': got string, want integer",
+    ),
+    "a setting out of range": (
+        {"config": {"judge": {"margin": 2}}},
+        "at '/config/judge/margin': maximum: got 2, want 1",
+    ),
     "other words": ({"serving": {"allowAnonymous": "yes"}}, "at '/serving/allowAnonymous': value must be one of"),
     "an unknown kind": ({"trainer": {"kind": "Job"}}, "at '/trainer/kind': value must be one of"),
 }

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-
 CHART = Path(__file__).parents[2] / "helm" / "perdure"
 FILES = sorted((CHART / "ci").glob("*-values.yaml"))
 HELMS = ("3", "4")

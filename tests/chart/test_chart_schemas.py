@@ -29,7 +29,9 @@ def test_kubernetes_takes_every_manifest(cases: dict[tuple[str, str], Any], rele
     assert checked > 100
 
 
-def test_operators_take_what_is_theirs(cases: dict[tuple[str, str], Any], definitions: dict[tuple[str, str], Any]) -> None:
+def test_operators_take_what_is_theirs(
+    cases: dict[tuple[str, str], Any], definitions: dict[tuple[str, str], Any]
+) -> None:
     kinds = set()
     for name, manifest in distinct(cases):
         if of_kubernetes(RELEASES[-1], manifest["apiVersion"], manifest["kind"]) is None:
@@ -42,7 +44,9 @@ def test_operators_take_what_is_theirs(cases: dict[tuple[str, str], Any], defini
     assert kinds == strimzi | monitoring | {"ScaledObject", "TriggerAuthentication", "HTTPRoute"}
 
 
-def test_a_wrong_name_or_type_is_noticed(cases: dict[tuple[str, str], Any], definitions: dict[tuple[str, str], Any]) -> None:
+def test_a_wrong_name_or_type_is_noticed(
+    cases: dict[tuple[str, str], Any], definitions: dict[tuple[str, str], Any]
+) -> None:
     """Both checks are strict: what is misspelt is not let through as unknown."""
     found = cases["strimzi-keda", "4"]
     wrong = copy.deepcopy(found.one("StatefulSet", "-serving"))

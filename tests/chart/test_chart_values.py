@@ -7,6 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import yaml
+
+from perdure.config import Settings
+from perdure.stream.kafka.topic import MAX_RECORD_BYTES
 
 Render = Callable[..., Any]
 
@@ -51,8 +55,9 @@ def test_probes_ask_what_serving_answers(render: Render) -> None:
     for probe, path in (("startupProbe", "/startupz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")):
         assert serving[probe]["httpGet"] == {"path": path, "port": "http", "scheme": "HTTP"}
     assert serving["startupProbe"]["failureThreshold"] * serving["startupProbe"]["periodSeconds"] == 65
-    # Readiness has to say no well before a pod that leaves stops taking requests.
-    assert serving["readinessProbe"]["periodSeconds"] <= 2
+    # Who follows readiness must hear its no before a pod that leaves stops taking requests.
+    readiness = serving["readinessProbe"]
+    assert readiness["periodSeconds"] * readiness["failureThreshold"] < Settings().serving.lame_duck_seconds
 
 
 def test_spool_belongs_to_the_pod_or_to_a_claim(render: Render) -> None:
@@ -143,9 +148,9 @@ def test_disruption_budget_only_where_one_may_go(render: Render) -> None:
 
 
 def test_spread_by_zone_and_node(render: Render) -> None:
-    spread = render({"serving": {"topologySpread": {"zone": "DoNotSchedule", "node": "Off"}}}).pods()["serving"]["spec"][
-        "topologySpreadConstraints"
-    ]
+    spread = render({"serving": {"topologySpread": {"zone": "DoNotSchedule", "node": "Off"}}}).pods()["serving"][
+        "spec"
+    ]["topologySpreadConstraints"]
     assert [(each["topologyKey"], each["whenUnsatisfiable"]) for each in spread] == [
         ("topology.kubernetes.io/zone", "DoNotSchedule")
     ]
@@ -263,7 +268,10 @@ def test_strimzi_makes_cluster_topic_and_user(render: Render) -> None:
     assert topic["config"]["retention.ms"] == 168 * 3600 * 1000
     user = found.one("KafkaUser")["metadata"]["name"]
     [volume] = [each for each in found.pods()["serving"]["spec"]["volumes"] if each["name"] == "kafka"]
-    assert [source["secret"]["name"] for source in volume["projected"]["sources"]] == [user, f"{cluster}-cluster-ca-cert"]
+    assert [source["secret"]["name"] for source in volume["projected"]["sources"]] == [
+        user,
+        f"{cluster}-cluster-ca-cert",
+    ]
     assert f"sasl_username: {user}" in found.settings()
     assert f"kafka://{cluster}-kafka-bootstrap:9093" in found.settings()
     acls = {
@@ -288,8 +296,6 @@ def test_strimzi_makes_cluster_topic_and_user(render: Render) -> None:
 
 
 def test_topic_takes_the_longest_record(render: Render) -> None:
-    from perdure.stream.kafka.topic import MAX_RECORD_BYTES
-
     found = render({"stream": {"kind": "strimzi", "kafka": {"bootstrapServers": ""}}})
     assert found.one("KafkaTopic")["spec"]["config"]["max.message.bytes"] == MAX_RECORD_BYTES
 
@@ -325,7 +331,9 @@ def test_sqlite_keeps_all_pods_on_one_node(cases: dict[tuple[str, str], Any]) ->
         found = cases[case, "4"]
         pods = found.pods()
         for component in ("serving", "trainer"):
-            [term] = pods[component]["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+            [term] = pods[component]["spec"]["affinity"]["podAffinity"][
+                "requiredDuringSchedulingIgnoredDuringExecution"
+            ]
             assert term["topologyKey"] == "kubernetes.io/hostname"
             wanted = term["labelSelector"]["matchLabels"]
             assert all(wanted.items() <= pods[each]["metadata"]["labels"].items() for each in pods)
@@ -349,7 +357,9 @@ def test_registry_on_a_volume_or_an_object_store(render: Render) -> None:
     assert "url: /var/lib/perdure/registry" in found.settings()
     volume["registry"]["volume"] = {"existingClaim": "theirs"}  # type: ignore[dict-item]
     assert not [each for each in render(volume).of("PersistentVolumeClaim") if "registry" in each["metadata"]["name"]]
-    found = render({"registry": {"credentials": {"existingSecret": "keys"}, "env": [{"name": "AWS_REGION", "value": "x"}]}})
+    found = render(
+        {"registry": {"credentials": {"existingSecret": "keys"}, "env": [{"name": "AWS_REGION", "value": "x"}]}}
+    )
     for component in ("serving", "trainer"):
         assert found.container(component)["envFrom"] == [{"secretRef": {"name": "keys"}}]
         assert found.environment(component)["AWS_REGION"] == "x"
@@ -464,8 +474,6 @@ def test_monitors_find_what_has_metrics(cases: dict[tuple[str, str], Any]) -> No
 
 
 def test_rules_and_dashboards_are_those_of_the_files(cases: dict[tuple[str, str], Any], documents: Any) -> None:
-    import yaml
-
     found = cases["strimzi-keda", "4"]
     rules = sorted((documents.CHART / "rules").glob("*.yaml"))
     assert rules
@@ -503,7 +511,9 @@ def test_pods_take_what_is_said_of_them(render: Render) -> None:
     found = render({"serving": said, "trainer": said, "ingester": {**said, "enabled": True}})
     for component, pod in found.pods().items():
         spec = pod["spec"]
-        assert all(spec[name] == said[name] for name in ("nodeSelector", "tolerations", "affinity", "priorityClassName"))
+        assert all(
+            spec[name] == said[name] for name in ("nodeSelector", "tolerations", "affinity", "priorityClassName")
+        )
         assert pod["metadata"]["annotations"]["note"] == "x"
         assert pod["metadata"]["labels"]["azure.workload.identity/use"] == "true"
         assert found.environment(component)["A"] == "b"

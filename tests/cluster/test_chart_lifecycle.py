@@ -93,11 +93,15 @@ def test_a_release_from_install_to_uninstall(
 
 
 def test_any_release_becomes_any_other(helm: Helm, namespaces: Callable[[], Namespace]) -> None:
-    """A change of mind: another kind of workload, stream or registry under the same name."""
+    """A change of mind: another kind of workload, stream or registry under the same name.
+
+    But for the one on one node: its registry's claim is for one, and Kubernetes changes no claim into one for several.
+    """
     here = namespaces()
-    here.install(helm, "shop", VALUES[0])
+    order = [file for file in VALUES if "sqlite" not in file.name]
+    here.install(helm, "shop", order[0])
     left: set[str] = set()
-    for values in [*VALUES[1:], VALUES[0]]:
+    for values in [*order[1:], order[0]]:
         left |= kept(here.live(here.helm(helm, "get", "manifest", "shop")))
         here.helm(helm, "upgrade", "shop", str(CHART), "--reset-values", f"--values={values}")
         expected = left | set(here.live(here.helm(helm, "get", "manifest", "shop")))

@@ -45,7 +45,9 @@ def main():
         time.sleep(1)
         status, text = ask("/readyz")
     if status != 200:
-        sys.exit(f"{URL}/readyz answers {status}, not 200: {text}. Is a version promoted? See the notes of the release.")
+        sys.exit(
+            f"{URL}/readyz answers {status}, not 200: {text}. Is a version promoted? See the notes of the release."
+        )
     status, text = ask("/v1/predict", {"text": "where is my order"})
     if os.environ["ASKS_FOR_KEYS"] == "yes" and not KEY:
         if status != 401:
