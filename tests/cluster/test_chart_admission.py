@@ -138,6 +138,13 @@ def test_the_namespace_itself_refuses(namespaces: Any) -> None:
     here = namespaces()
     needs = {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}
 
+    careful = {
+        "allowPrivilegeEscalation": False,
+        "runAsNonRoot": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
     def asked(**container: Any) -> str:
         spec = {"containers": [{"name": "one", "image": "one", **container}]}
         return yaml.safe_dump({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": spec})
@@ -145,7 +152,8 @@ def test_the_namespace_itself_refuses(namespaces: Any) -> None:
     with pytest.raises(RuntimeError, match='violates PodSecurity "restricted:latest"'):
         here.kubectl("create", "--filename=-", "--dry-run=server", said=asked(resources=needs))
     with pytest.raises(RuntimeError, match=r"failed quota.*must specify"):
-        here.kubectl("create", "--filename=-", "--dry-run=server", said=asked())
+        here.kubectl("create", "--filename=-", "--dry-run=server", said=asked(securityContext=careful))
+    here.kubectl("create", "--filename=-", "--dry-run=server", said=asked(securityContext=careful, resources=needs))
 
 
 def admitted(here: Namespace, manifest: str) -> list[Object]:
@@ -155,7 +163,11 @@ def admitted(here: Namespace, manifest: str) -> list[Object]:
         if (template := pod_template(one)) is None:
             continue
         metadata = {**template["metadata"], "generateName": f"{one['metadata']['name']}-"}
+        # Of a StatefulSet the controller adds the claims that belong to the pod.
+        claims = [claim["metadata"]["name"] for claim in one["spec"].get("volumeClaimTemplates", [])]
+        volumes = [{"name": name, "persistentVolumeClaim": {"claimName": f"{name}-0"}} for name in claims]
         spec = {"restartPolicy": "Always", **template["spec"]}
+        spec["volumes"] = [*spec.get("volumes", []), *volumes]
         said = yaml.safe_dump({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
         answer = here.kubectl("create", "--filename=-", "--dry-run=server", "--output=json", said=said)
         pods.append(json.loads(answer))
