@@ -23,7 +23,7 @@ COMPONENT = ",app.kubernetes.io/component="
 
 @pytest.fixture(scope="module")
 def place(files: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Namespace]]:
-    """Makes namespaces in a cluster of two nodes in each of three zones, and one more with a GPU, which is tainted.
+    """Makes namespaces in a cluster of two nodes in each of three zones, and one more with GPUs, which is tainted.
 
     A server of its own: a pod that has a node goes only when the node says so, and would stay in the way of others.
     """
@@ -31,7 +31,7 @@ def place(files: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
         for zone in ZONES:
             for number in (1, 2):
                 add_node(server, f"{zone}{number}", zone)
-        add_node(server, GPU, ZONES[0], gpus=1)
+        add_node(server, GPU, ZONES[0], gpus=8)
         yield namespace_maker(server)
 
 
