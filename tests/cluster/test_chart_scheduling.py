@@ -93,7 +93,7 @@ def placed(here: Namespace, component: str = "") -> list[str]:
         return bool(found) and all(pod["spec"].get("nodeName") for pod in found)
 
     try:
-        here.server.until(all_placed, "all pods have a node", 60)
+        here.server.until(all_placed, "all pods have a node", 180)
     except RuntimeError as error:
         said = [one["message"] for one in here.get("events") if one["reason"] == "FailedScheduling"]
         raise AssertionError(f"{error}: {said}") from error
@@ -191,7 +191,6 @@ def test_a_drain_takes_one_pod_of_serving_at_a_time(
     status = json.dumps({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}})
     for name in names:
         here.kubectl("patch", "pod", name, "--subresource=status", "--type=merge", f"--patch={status}")
-    (budget,) = here.get("poddisruptionbudgets")
 
     def counted() -> bool:
         (now,) = here.get("poddisruptionbudgets")
@@ -199,7 +198,7 @@ def test_a_drain_takes_one_pod_of_serving_at_a_time(
 
     here.server.until(counted, "the budget has counted its pods")
     evict(here, names[0])
-    with pytest.raises(RuntimeError, match=rf"violate the pod's disruption budget.*{budget['metadata']['name']}"):
+    with pytest.raises(RuntimeError, match="violate the pod's disruption budget"):
         evict(here, names[1])
 
 
