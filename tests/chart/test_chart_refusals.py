@@ -43,6 +43,10 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"stream": {**STRIMZI, "strimzi": {"minInSync": 4}}},
         "stream.strimzi.minInSync is 4, but a partition has 3 copies",
     ),
+    "a topic that Strimzi makes": (
+        {"stream": STRIMZI, "config": {"stream": {"create_topic": True}}},
+        "config.stream.create_topic is set, but stream.kind is strimzi, whose operator makes the topic",
+    ),
     "two on one file": ({**SQLITE, "serving": {"replicas": 2}}, "serving.replicas is 2: set serving.replicas to 1"),
     "scaled on one file": (
         {**SQLITE, "serving": {"replicas": 1, "autoscaling": {"enabled": True}}},
@@ -116,6 +120,29 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "another setting of the chart's": (
         {"config": {"serving": {"keys": "keys.json"}}},
         "config.serving.keys is set, but the chart makes this setting: use the value serving.keys.existingSecret",
+    ),
+    "a variable of the chart's": (
+        {"serving": {"env": [{"name": "PERDURE_SPOOL__PATH", "value": "/tmp/spool"}]}},
+        "serving.env sets PERDURE_SPOOL__PATH, which the chart sets already",
+    ),
+    "a variable of the registry's": (
+        {
+            "registry": {"env": [{"name": "AWS_REGION", "value": "a"}]},
+            "trainer": {"env": [{"name": "AWS_REGION", "value": "b"}]},
+        },
+        "trainer.env sets AWS_REGION, which the chart sets already",
+    ),
+    "a variable twice": (
+        {"ingester": {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}},
+        "ingester.env sets A, which the chart sets already (or which stands twice)",
+    ),
+    "a store behind the fence": (
+        {"registry": {"env": [{"name": "AWS_ENDPOINT_URL", "value": "http://objects:9000/"}]}},
+        "the object store is at port 9000, which networkPolicy.registryPorts does not have",
+    ),
+    "a label of the chart's": (
+        {"serving": {"podLabels": {"app.kubernetes.io/name": "x"}}},
+        "serving.podLabels has app.kubernetes.io/name, a label by which the chart finds its pods",
     ),
     # The schema's own words.
     "an unknown value": ({"serving": {"replica": 3}}, "at '/serving': additional properties 'replica' not allowed"),

@@ -447,7 +447,9 @@ def test_network_peers_are_taken_over(cases: dict[tuple[str, str], Any]) -> None
     assert names == ["kafka", "storage"]
     [rule] = serving["ingress"]
     assert rule["from"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "web"}
-    assert rule["from"][1]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "test"
+    # Prometheus reads serving's metrics at the port of its requests.
+    assert rule["from"][1]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "monitoring"}
+    assert rule["from"][2]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "test"
     assert [port["port"] for port in serving["egress"][1]["ports"]] == [9095, 9092]
     assert serving["egress"][-1]["ports"] == [{"port": 4318}]
     strimzi = cases["strimzi-keda", "4"].one("NetworkPolicy", "-trainer")["spec"]["egress"][1]

@@ -31,6 +31,31 @@
 {{- end -}}
 {{- end -}}
 
+{{- /* A name that stands twice would be refused by the API server, in worse words. */ -}}
+{{- range $component := list "serving" "trainer" "ingester" -}}
+{{- $taken := list "HOME" "TMPDIR" "MPLCONFIGDIR" "XDG_CACHE_HOME" -}}
+{{- range $setting, $value := $owned -}}
+{{- $taken = append $taken (printf "PERDURE_%s" (replace "." "__" $setting | upper)) -}}
+{{- end -}}
+{{- range $v.registry.env -}}
+{{- $taken = append $taken .name -}}
+{{- end -}}
+{{- range (index $v $component).env -}}
+{{- if has .name $taken -}}
+{{- fail (printf "%s.env sets %s, which the chart sets already (or which stands twice): use the value that it is made from, or leave it out" $component .name) -}}
+{{- end -}}
+{{- $taken = append $taken .name -}}
+{{- end -}}
+{{- end -}}
+
+{{- range $name, $labels := dict "commonLabels" $v.commonLabels "serving.podLabels" $v.serving.podLabels "trainer.podLabels" $v.trainer.podLabels "ingester.podLabels" $v.ingester.podLabels -}}
+{{- range $label, $value := $labels -}}
+{{- if regexMatch "^(app\\.kubernetes\\.io|helm\\.sh|perdure)/" $label -}}
+{{- fail (printf "%s has %s, a label by which the chart finds its pods: use nameOverride for other names, or another label" $name $label) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* The stream. */ -}}
 {{- if eq $v.stream.kind "kafka" -}}
 {{- if not $v.stream.kafka.bootstrapServers -}}
@@ -50,6 +75,11 @@
 {{- fail (printf "stream.kafka is set, but stream.kind is %s: set it to kafka, or leave stream.kafka out" $v.stream.kind) -}}
 {{- end -}}
 {{- if eq $v.stream.kind "strimzi" -}}
+{{- range $name := list "create_topic" "replication" -}}
+{{- if hasKey (dig "stream" (dict) $v.config) $name -}}
+{{- fail (printf "config.stream.%s is set, but stream.kind is strimzi, whose operator makes the topic: use stream.strimzi, or leave it out" $name) -}}
+{{- end -}}
+{{- end -}}
 {{- if gt (int $v.stream.strimzi.replication) (int $v.stream.strimzi.replicas) -}}
 {{- fail (printf "stream.strimzi.replication is %d, but there are %d brokers (stream.strimzi.replicas): a partition has at most one copy on each" (int $v.stream.strimzi.replication) (int $v.stream.strimzi.replicas)) -}}
 {{- end -}}
@@ -105,6 +135,19 @@
 {{- range $v.registry.env -}}
 {{- if and (hasKey . "value") (regexMatch "SECRET|PASSWORD|TOKEN|ACCESS_KEY|ACCOUNT_KEY|SAS|CREDENTIAL" (upper .name)) -}}
 {{- fail (printf "registry.env gives %s a value in plain sight: put it into a Secret and name that in registry.credentials.existingSecret" .name) -}}
+{{- end -}}
+{{- end -}}
+
+{{- range $v.registry.env -}}
+{{- $port := regexFind ":[0-9]+(/|$)" (.value | default "") | trimPrefix ":" | trimSuffix "/" -}}
+{{- if and $v.networkPolicy.enabled (contains "ENDPOINT" .name) $port -}}
+{{- $ports := list -}}
+{{- range $v.networkPolicy.registryPorts -}}
+{{- $ports = append $ports (int .) -}}
+{{- end -}}
+{{- if not (has (int $port) $ports) -}}
+{{- fail (printf "registry.env says that the object store is at port %s, which networkPolicy.registryPorts does not have: no pod would reach it. Add the port, or set networkPolicy.enabled to false" $port) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
