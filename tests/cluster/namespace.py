@@ -79,9 +79,18 @@ class Namespace:
         """What Helm answers to the installer."""
         return helm(*arguments, kubeconfig=self.installer, namespace=self.name)
 
-    def install(self, helm: Helm, release: str, *values: Path, chart: Path = CHART) -> None:
+    def install(self, helm: Helm, release: str, values: Path) -> None:
         """Installs the chart."""
-        self.helm(helm, "install", release, str(chart), *(f"--values={file}" for file in values))
+        self.prepare(helm, values)
+        self.helm(helm, "install", release, str(CHART), f"--values={values}")
+
+    def prepare(self, helm: Helm, values: Path) -> None:
+        """Makes the accounts that somebody else makes, where a file of values says that the chart need not."""
+        rendered = documents(self.helm(helm, "template", "any", str(CHART), f"--values={values}"))
+        made = {one["metadata"]["name"] for one in rendered if one["kind"] == "ServiceAccount"}
+        there = {one["metadata"]["name"] for one in self.get("serviceaccounts")}
+        for name in sorted(accounts(rendered) - made - there):
+            self.kubectl("create", "serviceaccount", name)
 
     def kubectl(self, *arguments: str, said: str | None = None, kubeconfig: Path | None = None) -> str:
         """What kubectl answers here."""
@@ -126,6 +135,12 @@ def said_name(values: Path) -> str:
 def documents(manifest: str) -> list[Object]:
     """The objects in a manifest."""
     return [one for one in yaml.safe_load_all(manifest) if one]
+
+
+def accounts(objects: list[Object]) -> set[str]:
+    """The names of the accounts that pods of workloads run as."""
+    templates = [template for one in objects if (template := pod_template(one)) is not None]
+    return {template["spec"]["serviceAccountName"] for template in templates}
 
 
 def pod_template(workload: Object) -> Object | None:

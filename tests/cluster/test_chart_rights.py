@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from .namespace import Namespace, documents
+from .namespace import Namespace, accounts, documents
 
 pytestmark = pytest.mark.cluster
 
@@ -86,12 +86,12 @@ def test_accounts_can_do_what_everybody_can_and_no_more(
     server: Any, installed: tuple[Namespace, str], namespaces: Callable[[], Namespace]
 ) -> None:
     here, manifest = installed
-    accounts = [one["metadata"]["name"] for one in documents(manifest) if one["kind"] == "ServiceAccount"]
+    names = accounts(documents(manifest))
     here.kubectl("create", "serviceaccount", "nobody")
     everybody = rights(here, server.account(here.name, "nobody"))
     assert everybody
-    assert accounts
-    for name in accounts:
+    assert names
+    for name in names:
         # By a token of its own, and not by somebody else's word: what the account really is.
         assert rights(here, server.account(here.name, name)) == everybody
         answers = allowed(here, f"system:serviceaccount:{here.name}:{name}")

@@ -103,6 +103,7 @@ def placed(here: Namespace, component: str = "") -> list[str]:
 def started(here: Namespace, helm: Helm, values: Path, **others: str) -> None:
     """Installs a release; where its trainer runs by the clock, it runs now too."""
     sets = [f"--set={name.replace('__', '.')}={value}" for name, value in others.items()]
+    here.prepare(helm, values)
     here.helm(helm, "install", "shop", str(CHART), f"--values={values}", *sets)
     for job in here.get("cronjobs"):
         name = job["metadata"]["name"]
