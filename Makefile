@@ -124,6 +124,15 @@ test-faults: setup kafka-files  ## The faults against a real broker, at full len
 
 test-outage: setup s3-files  ## perdure serve with its object store down for an hour (ARGS="--minutes 5": less)
 	$(BIN)/python benchmarks/registry_outage.py $(ARGS)
+.PHONY: cluster cluster-files test-cluster
+cluster: setup  ## A Kubernetes API server on this machine, until Ctrl-C (Go); no node, so nothing runs
+	@$(BIN)/python deploy/cluster/api_server.py $(ARGS)
+
+cluster-files: setup  ## Build the API server, etcd and the controllers from their Go modules, once; a quarter of an hour
+	@$(BIN)/python deploy/cluster/api_server.py --build
+
+test-cluster: setup cluster-files helm-files  ## The chart against a real Kubernetes API server
+	$(BIN)/pytest -m cluster tests/cluster --timeout 900 $(ARGS)
 
 test-fuzz: setup  ## 10,000 requests made from the API's own description; FUZZ=N for others, SEED=N for others still
 	PERDURE_FUZZ=$(or $(FUZZ),10000) PERDURE_FUZZ_SEED=$(or $(SEED),0) $(BIN)/pytest --timeout 7200 --no-header \
