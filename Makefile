@@ -10,10 +10,7 @@ export DO_NOT_TRACK = 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files helm-files chart test-faults test-fuzz bench-soak bench-serving metrics-table clean
-.PHONY: help setup demo test check format lock image-locks protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files check-programs test-images test-faults test-fuzz bench-soak bench-serving metrics-table clean
-.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files s3 s3-files test-outage test-faults test-fuzz bench-soak bench-serving metrics-table clean
-.PHONY: help setup demo test check format lock protocol bench bench-continual bench-scenarios bench-parts bench-kafka kafka kafka-files test-faults test-fuzz bench-soak bench-serving bench-scale metrics-table clean
+.PHONY: help setup demo test check format lock image-locks protocol bench kafka kafka-files helm-files chart check-programs test-images s3 s3-files bench-continual bench-scenarios bench-parts bench-serving bench-kafka test-faults test-outage cluster cluster-files test-cluster test-fuzz bench-soak bench-scale metrics-table clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -32,8 +29,9 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup  ## The whole loop on this machine, live; ends with var/demo/report.html
 	$(BIN)/perdure demo $(ARGS)
 
-test: setup  ## Every test
-	$(BIN)/pytest $(ARGS)
+# One thread a process of the tests: those that wait for each other's would take many times as long.
+test: setup  ## Every test, on all cores (ARGS="PATH": those)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal $(ARGS)
 
 check: setup  ## Format, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -82,6 +80,8 @@ bench: setup  ## The figures in the README: benchmarks/results/*.json
 kafka: setup  ## A Kafka broker on 127.0.0.1:9092, until Ctrl-C (Java 17 and Maven)
 	@$(BIN)/python deploy/kafka/broker.py $(ARGS)
 
+test-programs: kafka-files helm-files check-programs s3-files  ## Bring all programs that tests run: Java 17, Maven, Go 1.25
+
 kafka-files: setup  ## Bring what the broker of the tests runs from, once
 	@$(BIN)/python deploy/kafka/broker.py --fetch
 
@@ -90,11 +90,13 @@ helm-files: setup  ## Bring Helm 3 and 4 and what else the tests of the chart ne
 
 chart: setup  ## Write the chart's schema and README anew
 	$(BIN)/python helm/documents.py
+
 check-programs: setup  ## Bring what checks the deployment: promtool (Debian), the Compose library (Go), once
 	@$(BIN)/python deploy/checks/programs.py
 
 test-images: setup  ## Make the CPU images in folders by the Dockerfile's commands, and run them read-only; as root, gigabytes
 	PERDURE_TEST_IMAGES=1 $(BIN)/pytest tests/deploy/test_images.py --no-header $(ARGS)
+
 s3: setup  ## An S3-compatible server on 127.0.0.1:7070, until Ctrl-C (Go 1.25)
 	@$(BIN)/python deploy/s3/server.py $(ARGS)
 
@@ -124,7 +126,7 @@ test-faults: setup kafka-files  ## The faults against a real broker, at full len
 
 test-outage: setup s3-files  ## perdure serve with its object store down for an hour (ARGS="--minutes 5": less)
 	$(BIN)/python benchmarks/registry_outage.py $(ARGS)
-.PHONY: cluster cluster-files test-cluster
+
 cluster: setup  ## A Kubernetes API server on this machine, until Ctrl-C (Go); no node, so nothing runs
 	@$(BIN)/python deploy/cluster/api_server.py $(ARGS)
 
@@ -147,6 +149,7 @@ bench-scale: setup kafka-files  ## Replicas and ingesters, 1 to 4 of each, and t
 
 metrics-table: setup  ## Write docs/metrics.md anew: all series that the API tells Prometheus
 	$(BIN)/python -m perdure_services.serving.series > docs/metrics.md
+
 metrics-table: setup  ## Write docs/metrics.md anew: all series that Prometheus is told
 	$(BIN)/python -m perdure_services.monitor.page > docs/metrics.md
 
