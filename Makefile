@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock image-locks protocol bench kafka kafka-files helm-files chart check-programs test-images s3 s3-files bench-continual bench-scenarios bench-parts bench-serving bench-kafka test-faults test-outage cluster cluster-files test-cluster test-fuzz bench-soak bench-scale metrics-table clean
+.PHONY: help setup demo test check format lock image-locks protocol bench test-programs kafka kafka-files helm-files chart check-programs test-images s3 s3-files bench-continual bench-scenarios bench-parts bench-serving bench-kafka test-faults test-outage cluster cluster-files test-cluster test-fuzz bench-soak bench-scale metrics-table clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'

@@ -16,18 +16,12 @@ from perdure import cli
 from perdure.config import ALLOW_ANONYMOUS, ENV_PREFIX, Settings, load_settings, setting_names
 from perdure_services.serving.exposure import check_exposure
 
-COMING = frozenset({"trainer.host", "trainer.port", "ingest.host", "ingest.port"}) - set(setting_names())
-"""Settings that containers are given before there are any: they are left out of what Perdure has to understand."""
-
 
 def understood(found: Any, component: str, folder: Path) -> Settings:
     """The settings of a container, as Perdure's own loader reads them."""
     file = folder / "perdure.yaml"
     file.write_text(found.settings(), encoding="utf-8")
-    environment = {
-        name: value for name, value in found.environment(component).items() if setting_of(name) not in COMING
-    }
-    return load_settings(file, environ=environment)
+    return load_settings(file, environ=found.environment(component))
 
 
 def setting_of(variable: str) -> str:
@@ -79,7 +73,7 @@ def test_every_file_that_is_named_is_mounted(cases: dict[tuple[str, str], Any], 
 
 
 def test_every_variable_is_a_setting(cases: dict[tuple[str, str], Any]) -> None:
-    known = {*setting_names(), *COMING}
+    known = set(setting_names())
     for found in cases.values():
         for component in found.pods():
             variables = [name for name in found.environment(component) if name.startswith(ENV_PREFIX)]
@@ -121,7 +115,6 @@ def test_settings_of_the_chart_are_those_it_refuses(
     written = {name for name, _ in _leaves(yaml.safe_load(render().settings()))}
     for component in ("serving", "trainer"):
         written |= {setting_of(name) for name in render().environment(component) if name.startswith(ENV_PREFIX)}
-    written -= COMING
     assert {"stream.url", "registry.url", "ingest.shards", "spool.path", "memory.path", "serving.keys"} <= written
     values = {}
     for name in sorted(written):

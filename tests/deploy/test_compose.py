@@ -25,8 +25,6 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 OURS = ("fit", "serving", "trainer", "ingester")
 THEIRS = ("kafka", "prometheus", "grafana")
-MONITORS = ("trainer.host", "trainer.port", "ingest.host", "ingest.port")
-"""Settings of where trainer and ingester tell their series."""
 INSTALLED = PurePosixPath("/opt/perdure")
 STATE = PurePosixPath("/var/lib/perdure")
 
@@ -58,11 +56,9 @@ def settings(service: dict[str, Any]) -> Settings:
     assert all(isinstance(value, str) for value in environ.values())
     told = {**environ, **{key: value.split(":-")[1].rstrip("}") for key, value in environ.items() if ":-" in value}}
     values = {f"{section}.{name}": value for section, inner in tree.items() for name, value in inner.items()}
-    missing = set(values) - set(setting_names())
-    assert missing <= set(MONITORS), f"no such settings: {missing}"
+    assert set(values) <= set(setting_names())
     given = {key.removeprefix(ENV_PREFIX).lower().replace("__", "."): value for key, value in told.items()}
-    known = {name: value for name, value in values.items() if name not in missing}
-    return load_settings(environ=told).with_values({name: value for name, value in known.items() if name not in given})
+    return load_settings(environ=told).with_values({name: value for name, value in values.items() if name not in given})
 
 
 def command(service: dict[str, Any]) -> list[str]:
