@@ -147,9 +147,6 @@ bench-soak: setup  ## Half an hour of perdure serve under load with swaps, then 
 bench-scale: setup kafka-files  ## Replicas and ingesters, 1 to 4 of each, and the tables of deploy/SCALING.md; half an hour
 	$(BIN)/python benchmarks/scale.py $(ARGS)
 
-metrics-table: setup  ## Write docs/metrics.md anew: all series that the API tells Prometheus
-	$(BIN)/python -m perdure_services.serving.series > docs/metrics.md
-
 metrics-table: setup  ## Write docs/metrics.md anew: all series that Prometheus is told
 	$(BIN)/python -m perdure_services.monitor.page > docs/metrics.md
 

@@ -177,6 +177,25 @@ def test_trainer_as_a_cron_job(render: Render) -> None:
     assert len(found.of("Deployment")) == 1
 
 
+@pytest.mark.parametrize("kind", ["Deployment", "CronJob"])
+def test_a_trainer_in_maintenance_has_all_but_trains_nothing(kind: str, render: Render) -> None:
+    claim = {"backup": {"existingClaim": "backups"}}
+    working = render({"trainer": {"kind": kind, **claim}})
+    found = render({"trainer": {"kind": kind, "maintenance": True, **claim}})
+    assert found.one("Deployment", "-trainer")["spec"]["replicas"] == 1
+    assert not found.of("CronJob")
+    trainer, before = found.container("trainer"), working.container("trainer")
+    assert trainer["command"][:2] == ["python", "-c"]
+    compile(trainer["command"][2], "command", "exec")
+    assert "perdure" not in " ".join(trainer["command"])
+    assert not {"ports", "livenessProbe", "startupProbe"} & trainer.keys()
+    assert trainer["volumeMounts"] == before["volumeMounts"]
+    assert {"name": "backup", "mountPath": "/var/lib/perdure/backup"} in trainer["volumeMounts"]
+    [volume] = [each for each in found.pods()["trainer"]["spec"]["volumes"] if each["name"] == "backup"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "backups"}
+    assert "backup" not in str(render({"trainer": {"kind": kind}}).pods()["trainer"])
+
+
 def test_only_the_trainer_gets_a_gpu(render: Render) -> None:
     values = {
         "trainer": {

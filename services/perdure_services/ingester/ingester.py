@@ -70,6 +70,7 @@ class Ingester:
         self._thread = threading.Thread(target=self._keep_up, name="perdure-membership", daemon=True)
         self._came_forward = self._heard = time.monotonic()
         self.metrics = IngesterMetrics()
+        self._problems: dict[str, str] = {}
 
     def run(self) -> None:
         """Reads until `stop`; then writes last snapshots and leaves the group."""
@@ -80,9 +81,10 @@ class Ingester:
                 try:
                     busy = self._round()
                 except PerdureError as error:
-                    _log.error("%s", error)
+                    self._say("reading", str(error))
                     self._stop.wait(RETRY_SECONDS)
                 else:
+                    self._say("reading", "")
                     if not busy:
                         self._stop.wait(IDLE_SECONDS)
         finally:
@@ -91,6 +93,15 @@ class Ingester:
                 self._hand_over(partition)
             self._membership.close()
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _say(self, what: str, problem: str) -> None:
+        """Logs a problem with `what` once, and its end: broker and store may be away for hours. Empty: all is well."""
+        before = self._problems.get(what, "")
+        if problem and problem != before:
+            _log.error("%s", problem)
+        elif before and not problem:
+            _log.info("%s goes on", what)
+        self._problems[what] = problem
 
     def stop(self) -> None:
         """Ends `run` soon; may be called from any thread and from a signal handler."""
@@ -171,9 +182,10 @@ class Ingester:
             try:
                 assigned = self._membership.partitions()
             except StreamError as error:
-                _log.warning("%s", error)
+                self._say("membership", str(error))
                 self._stop.wait(RETRY_SECONDS)
                 continue
+            self._say("membership", "")
             if assigned != self._assigned:
                 _log.info("partitions of this process: %s", ", ".join(map(str, sorted(assigned))) or "none")
                 self._assigned = assigned

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 
 import pytest
 
 from perdure.config import Settings
-from perdure.errors import StreamError
+from perdure.errors import RegistryError, StreamError
 from perdure.records import Erasure, Interaction
 from perdure.stream import MemoryStream
 from perdure_services.ingester import ingester as module
@@ -176,6 +177,29 @@ def test_reading_that_hangs_is(ingester, partitions, monkeypatch):
     until(lambda: "reading has not come forward" in ingester.problem())
     go_on.set()
     until(lambda: ingester.problem() == "")
+
+
+@pytest.mark.parametrize("what", ["reading", "membership"])
+def test_what_goes_wrong_for_long_is_said_once(what, ingester, group, monkeypatch, caplog):
+    until(lambda: value(ingester, "partitions") == 1)
+    tries = []
+
+    def failing(*_):
+        tries.append(1)
+        raise RegistryError("the store is away")
+
+    with caplog.at_level(logging.INFO):
+        if what == "reading":
+            with monkeypatch.context() as patch:
+                patch.setattr(shard_module, "ingest", failing)
+                until(lambda: len(tries) > 5)
+        else:
+            group.away = True
+            time.sleep(0.5)
+            group.away = False
+        until(lambda: f"{what} goes on" in caplog.messages)
+    problems = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(problems) == 1
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
