@@ -27,6 +27,10 @@ GIVEN_BROKER = os.environ.get("PERDURE_TEST_KAFKA")
 """`host:port` of a broker that is there already; read before tests begin, since each of them cleans the environment."""
 
 
+# Tests in several processes are given one, which would fix the width of tables before a test can.
+os.environ.pop("COLUMNS", None)
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings of whoever runs the tests must not reach them."""

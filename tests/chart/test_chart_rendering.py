@@ -136,7 +136,8 @@ def test_notes_say_how_version_one_is_made(helm: Callable[..., str]) -> None:
     assert "exec -i deploy/live-perdure-trainer -- sh -c" in said
     assert "perdure fit --data /tmp/rows.jsonl --config /etc/perdure/perdure.yaml" in said
     assert "the Secret perdure-keys" in said
-    assert "leaves the claims of memory, spools and the Kafka cluster behind" in said
+    assert "leaves the claims of memory, spools behind" in said
+    assert "leaves the Kafka cluster behind too" in said
     said = notes("cronjob-gpu-values.yaml")
     assert "exec deployment/live-perdure-serving -- perdure versions" in said
     assert "takes them with it" in said

@@ -121,6 +121,11 @@ class Trainer:
         with self._memory:
             if self._stopping.is_set() or not self._leadership.leads:
                 return
+            early = self._not_before - time.monotonic()
+            if early > 0:
+                # A poll called for it that had looked just before the last one failed.
+                self._schedule.turn_in(early)
+                return
             waiting = self._read()
             if waiting is None:
                 self._schedule.turn_in(self._wait(BUSY_SECONDS))

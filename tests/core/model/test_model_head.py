@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from perdure.errors import StoreCorrupt
+from perdure.errors import StoreCorrupt, StoreFull
 from perdure.model import head
 from perdure.model.features import GRID, RandomFeatures
 from perdure.model.head import Solution, Statistics, choose_ridge, leave_one_out, solve
@@ -159,7 +159,7 @@ def test_a_save_that_fails_leaves_the_old_file_whole(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StoreFull, match="No space"):
         Statistics(D).save(path)
     assert_same(Statistics.load(path), statistics_of(rows))
 

@@ -146,6 +146,19 @@ def test_what_comes_during_a_turn_is_left_alone_until_it_ends(started, arrive, u
     assert turns.most == 1
 
 
+def test_a_turn_that_failed_is_not_tried_again_any_sooner(started, arrive, until, monkeypatch):
+    """By whoever calls for one: a poll may have looked just before it failed."""
+    monkeypatch.setattr(trainer_module, "FIRST_RETRY_SECONDS", 1.0)
+    trainer, turns, settings = started(FAILED, DONE)
+    arrive(settings, "a", "b", "c")
+    until(lambda: trainer._not_before > 0)
+    trainer.turn()
+    trainer.turn()
+    assert len(turns.begun) == 1
+    until(lambda: len(turns.begun) == 2)
+    assert turns.begun[1] - turns.begun[0] > 0.95
+
+
 def test_a_turn_that_failed_is_tried_again_ever_later(started, arrive, until, monkeypatch, caplog):
     monkeypatch.setattr(trainer_module, "FIRST_RETRY_SECONDS", 0.3)
     _, turns, settings = started(FAILED, FAILED, FAILED, DONE)
