@@ -27,7 +27,7 @@ RETRY_SECONDS = 5.0
 """Pause after a round that failed."""
 
 SILENT_SECONDS = 120.0
-"""The broker is asked whose the partitions are several times a second; an answer, or an error, takes no longer."""
+"""The broker is asked whose the partitions are every other second; an answer, or an error, takes no longer."""
 
 STUCK_SECONDS = 900.0
 """A page, or a snapshot with the embedding of all that it brings, takes no longer."""
@@ -190,4 +190,3 @@ class Ingester:
                 _log.info("partitions of this process: %s", ", ".join(map(str, sorted(assigned))) or "none")
                 self._assigned = assigned
                 self._moved.set()
-            self._stop.wait(0.2)

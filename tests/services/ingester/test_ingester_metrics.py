@@ -36,6 +36,7 @@ class Group:
 
     def partitions(self):
         self.hangs.wait(20)
+        time.sleep(0.05)
         if self.away:
             raise StreamError("the broker is away")
         return self.dealt
