@@ -4,9 +4,11 @@
         [--contestants er perdure …] [--memory 10] [--eval test|val] [--quick] [--out var/bench/continual]
 
 Runs each contestant on each order and seed, and writes benchmarks/results/continual.json and continual.svg. Each run is
-a file under --out, written when it is done: what was interrupted goes on there, and what depends on other settings than
-those given runs again. `--quick` takes one order and seed, the frozen contestants on all rows and three LoRA ones on
-few; it writes to --out, and ends in 10 minutes on two cores.
+a file under --out, written when it is done: what was interrupted goes on there. A run that the result already has, with
+the same data, recipe and code, is not run again, and the others that it has stay in it; so it can be made in parts.
+--again NAME … runs those contestants anew; --table runs nothing, and writes what there is once more. `--quick` takes
+one order and seed, the frozen contestants on all rows and three LoRA ones on few; it writes to --out, and ends in 10
+minutes on two cores.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from backtest_clinc import commit, processor
 from contestants.backbone import Backbone
 from contestants.base import Context, Order
 from contestants.child import Task
+from contestants.committed import Committed
 from contestants.contest import Given, Outcome, Run, Unavailable, contend, finished, read_run, whole, write_run
 from contestants.entrants import ENTRANTS, Entrant
 from contestants.features import FrozenFeatures
@@ -46,9 +49,10 @@ from perdure.dataset import file_digest
 from perdure.errors import UsageError
 
 RESULTS = Path(__file__).parent / "results"
+RESULT = "continual.json"
 HEADLINE_MEMORY = 10
 QUICK = ("ncm", "slda", "knn", "ridge", "naive_lora", "er", "er_ewc")
-PRESENTATION = frozenset({"plot.py", "results.py"})
+PRESENTATION = frozenset({"committed.py", "comparison.py", "plot.py", "results.py"})
 """What shows figures, and does not make them."""
 QUICK_STREAM, QUICK_EVALUATION = 20, 10
 """Rows of a class for what trains the encoder, where it is to be quick."""
@@ -58,24 +62,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
+    committed = Committed(options.results / RESULT)
     try:
-        runs = contest(options)
+        runs = contest(options, committed)
     except UsageError as error:
         sys.exit(f"continual.py: {error}")
-    found = results(
-        runs,
-        setup=setup(options),
-        about={name: ENTRANTS[name].about for name in options.contestants},
-        memory=options.memory[0],
-    )
-    options.results.mkdir(parents=True, exist_ok=True)
-    file = options.results / "continual.json"
-    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    panels = {order: curves(runs, order, options.memory[0]) for order in options.orders}
-    title = f"{options.eval} rows, at most {options.memory[0]} samples kept of a class"
-    draw(panels, options.results / "continual.svg", title=title)
+    file = write(runs, committed, options)
     print("\n".join(lines(table(runs))))
     print(f"written to {file}")
+
+
+def write(runs: Sequence[Run], committed: Committed, options: argparse.Namespace) -> Path:
+    """Writes the result and its picture; the result's place."""
+    about = setup(options)
+    now = {"commit": about["commit"], "threads": options.threads, "command": about["command"]}
+    memory = options.memory[0]
+    found = results(
+        runs,
+        setup=about,
+        about={run.given.contestant: ENTRANTS[run.given.contestant].about for run in runs},
+        memory=memory,
+        ceilings=[name for name, entrant in ENTRANTS.items() if entrant.keeps_all],
+        taken=lambda run: committed.taken(run) or now,
+    )
+    options.results.mkdir(parents=True, exist_ok=True)
+    file: Path = options.results / RESULT
+    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    orders = dict.fromkeys(run.given.order for run in runs)
+    panels = {order: curves(runs, order, memory) for order in orders}
+    draw(panels, file.with_suffix(".svg"), title=f"{options.eval} rows, at most {memory} samples kept of a class")
+    return file
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -88,6 +104,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--contestants", nargs="+", choices=list(ENTRANTS), default=list(ENTRANTS))
     parser.add_argument("--memory", nargs="+", type=int, default=[HEADLINE_MEMORY], help="samples kept of a class")
     parser.add_argument("--eval", choices=["val", "test"], default="test", help="tune on val, report test")
+    parser.add_argument("--again", nargs="+", choices=list(ENTRANTS), default=[], help="run these anew")
+    parser.add_argument("--table", action="store_true", help="run nothing; write what is finished anew")
     parser.add_argument("--joint", choices=["every", "last"], default="every", help="when the ceilings are trained")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
@@ -136,29 +154,46 @@ def recipe(changes: Sequence[str]) -> Recipe:
     return replace(Recipe(), **changed)
 
 
-def contest(options: argparse.Namespace) -> list[Run]:
-    """All runs asked for, read where they are done."""
+def contest(options: argparse.Namespace, committed: Committed) -> list[Run]:
+    """All runs asked for, read where they are done, and the others that the result has and that still hold.
+
+    Perdure's hold whatever became of its code since: each says of which commit it is, and `--again` runs them anew.
+    """
     backbone = Backbone(options.model)
     frozen = {
         all_layers: FrozenFeatures(backbone, options.out / "features", all_layers=all_layers)
         for all_layers in (False, True)
     }
     data = {name: file_digest(options.data / name) for name in (STREAM, f"{options.eval}.jsonl")}
-    runs = []
-    for memory in options.memory:
+    runs: dict[str, Run] = {}
+    for run in committed.runs:
+        if still_holds(run, options, data):
+            runs[run.given.name] = run
+    for memory in [] if options.table else options.memory:
         for order_name in options.orders:
             for seed in options.seeds:
                 order = load_order(order_name, seed, options.data, options.eval)
                 for name in options.contestants:
                     given = Given(name, order_name, seed, memory, options.eval, settings(name, options, data))
-                    run = read_run(given, options.out)
-                    if run is None:
-                        run = take(
-                            given, shaped(order, name, options), backbone, frozen[ENTRANTS[name].all_layers], options
-                        )
-                        write_run(run, options.out)
-                    runs.append(run)
-    return runs
+                    if given.name in runs and name not in options.again:
+                        continue
+                    done = None if name in options.again else read_run(given, options.out)
+                    if done is None:
+                        features = frozen[ENTRANTS[name].all_layers]
+                        done = take(given, shaped(order, name, options), backbone, features, options)
+                        write_run(done, options.out)
+                    runs[given.name] = done
+    return list(runs.values())
+
+
+def still_holds(run: Run, options: argparse.Namespace, data: dict[str, str]) -> bool:
+    """Whether a committed run is what would be run now; Perdure's code, and when ceilings are trained, may differ."""
+    given = run.given
+    if given.contestant not in ENTRANTS or given.evaluation != options.eval:
+        return False
+    now = json.loads(json.dumps(settings(given.contestant, options, data)))
+    loose = {"joint"} | ({"code"} if given.contestant == "perdure" else set())
+    return all(given.settings.get(part) == now.get(part) for part in (now.keys() | given.settings.keys()) - loose)
 
 
 def settings(name: str, options: argparse.Namespace, data: dict[str, str]) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from contestants.committed import told
+from contestants.comparison import differences, goals
 from contestants.contest import Run
 from contestants.figures import Figures
 
@@ -36,32 +38,36 @@ def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def results(runs: Sequence[Run], *, setup: Mapping[str, Any], about: Mapping[str, str], memory: int) -> dict[str, Any]:
+def results(
+    runs: Sequence[Run],
+    *,
+    setup: Mapping[str, Any],
+    about: Mapping[str, str],
+    memory: int,
+    ceilings: Collection[str],
+    taken: Callable[[Run], Mapping[str, Any]],
+) -> dict[str, Any]:
     """What the committed JSON holds. Figures are fractions; `cpu_seconds` are seconds, `bytes_kept` bytes.
+
+    Differences and goals are percentage points.
 
     Args:
         runs: all of one evaluation file.
-        setup: what they were taken with.
+        setup: what the last of them were taken with.
         about: a line on each contestant.
         memory: samples per class, the headline's.
+        ceilings: contestants that keep everything, and are no rivals.
+        taken: what a run was taken with.
     """
     return {
         "setup": dict(setup),
         "headline_memory": memory,
         "contestants": dict(about),
+        "goals": [asdict(one) for one in goals(runs, memory=memory, ceilings=ceilings)],
+        "perdure_minus": [asdict(one) for one in differences(runs)],
         "missing": [_named(run) | {"reason": run.missing} for run in runs if run.missing is not None],
         "table": table(runs),
-        "runs": [
-            _named(run)
-            | {
-                "figures": asdict(run.figures),
-                "sessions": [asdict(one) for one in run.sessions],
-                "settings": dict(run.given.settings),
-                "note": run.note,
-            }
-            for run in runs
-            if run.figures
-        ],
+        "runs": [told(run, taken(run)) for run in runs if run.figures],
     }
 
 

@@ -25,18 +25,23 @@ class Undecided:
     """How often the judge has looked at it, or at what it came from."""
 
 
-def undecided_in(history: Sequence[str], registry: Registry, *, unlearned: int = 0) -> Undecided | None:
+def undecided_in(
+    history: Sequence[str], registry: Registry, *, unlearned: int = 0, promotion: int | None = None
+) -> Undecided | None:
     """The last LoRA candidate, if its verdict was inconclusive; None where the champion is to be gone on from.
 
     What one turn teaches is seldom enough to be proved on a few hundred rows. If every update began again at the
     champion, no challenger would ever know more than that; so it goes on from the challenger, which is thereby trained
-    on all turns since, and asked again after each of them. One that failed a check is dropped, and so is one that is
-    older than what a person promoted or rolled back, or than an erasure, or has been looked at `LOOKS` times.
+    on all turns since, and asked again after each of them. One that failed a check is dropped, and so is one that was
+    promoted after all, that is older than what a person promoted or rolled back, or than an erasure, or that has been
+    looked at `LOOKS` times.
 
     Args:
         history: summaries of the last turns, oldest first.
         registry: where candidates and promotions are.
         unlearned: what erasures have taken out of the head until now, as memory counts it.
+        promotion: number of this turn's first promotion; what stands there or behind it the turn has done itself,
+            before it was killed and started again.
     """
     last, seconds = _last_candidate(history)
     if last is None or last.outcome != "inconclusive":
@@ -50,7 +55,10 @@ def undecided_in(history: Sequence[str], registry: Registry, *, unlearned: int =
     began = card.created - seconds
     if looks >= LOOKS or card.unlearned < unlearned:
         return None
-    if any(entry.by != JUDGE and entry.at >= began for entry in registry.promotions(PROMOTIONS)):
+    log = registry.promotions(PROMOTIONS)
+    if any(entry.by != JUDGE and entry.at >= began for entry in log):
+        return None
+    if any(entry.version == last.version and (promotion is None or entry.number < promotion) for entry in log):
         return None
     return Undecided(last.version, looks)
 

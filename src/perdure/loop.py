@@ -3,7 +3,8 @@
     ingest   read the stream, join feedback to predictions, remember
     gate     decide, row by row, what is worth learning from
     learn    make candidates from the champion: the analytic head (seconds), then LoRA with EWC and replay (minutes)
-    judge    compare each candidate with the champion on rows it was not trained on
+    judge    compare each candidate with the champion on rows it was not trained on, and an earlier challenger that is
+             undecided on what has come since
     promote  or keep the champion, and say why
 
 The scheduler, one update by hand and the backtest all run this turn. Each stage commits what it did before the next one
@@ -18,6 +19,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,9 +35,9 @@ from perdure.learn.candidate import Candidate
 from perdure.learn.challenger import Challenger, carried_files, origin_of
 from perdure.learn.gate import Gated, gate
 from perdure.learn.leverage import Leverage
-from perdure.learn.lora import Origin
 from perdure.learn.material import Encodings, Material
-from perdure.lineage import Undecided, undecided_in
+from perdure.learn.waiting import Waiting
+from perdure.lineage import undecided_in
 from perdure.memory import IngestCounts, Memory, TurnState
 from perdure.model.classifier import AnalyticClassifier, load_classifier, shared_encoder
 from perdure.model.head import Statistics
@@ -106,23 +108,10 @@ class Loop:
                 return TurnResult(number, serving, serving, note="nothing new", ingested=asdict(ingested))
         state, champion = self._freeze()
         self._stage("statistics")
-        adapter = champion.adapted.adapter if champion and champion.adapted else None
-        encodings = Encodings(self._encoder, adapter, self._settings.model.batch)
+        encodings = self._encodings(champion)
         statistics = self._absorber.absorb(self._memory, encodings)
         material, drift, trial = self._gate(state, champion, encodings)
-        judged: list[CandidateResult] = []
-        promotion = state.promotion
-        for kind, learn in (("head", self._update_head), ("lora", self._update_lora)):
-            result = self._try(kind, learn, state, champion, material, statistics, trial, promotion)
-            if result is None:
-                continue
-            judged.append(result)
-            if result.outcome == "stale":
-                # Nothing that was compared with the old champion can be promoted any more.
-                break
-            if result.outcome == "promote":
-                champion = self._load(result.version)
-                promotion += 1
+        judged = self._judged(state, champion, material, statistics, trial)
         summary = TurnResult(
             number=state.number,
             champion_before=state.champion,
@@ -227,6 +216,73 @@ class Loop:
             self._memory.embed(champion.space, missing.keys, material.encodings(missing.texts).last)
 
     # ── learn, judge, promote ──
+    def _judged(
+        self,
+        state: TurnState,
+        champion: AnalyticClassifier | None,
+        material: Material,
+        statistics: Statistics,
+        trial: Trial,
+    ) -> list[CandidateResult]:
+        """What became of each candidate; the ones after a promotion are compared with what it promoted."""
+        judged: list[CandidateResult] = []
+        promotion, waiting = state.promotion, self._waiting(state)
+        if champion is not None and waiting is not None:
+            result = self._ask_again(waiting, champion, material, trial, promotion)
+            if result is not None:
+                judged.append(result)
+                if result.outcome == "stale":
+                    return judged
+                if result.outcome != "inconclusive":
+                    waiting = None
+                if result.outcome == "promote":
+                    champion = self._load(result.version)
+                    material = replace(material, encodings=self._encodings(champion))
+                    promotion += 1
+        for kind, learn in (("head", self._update_head), ("lora", partial(self._update_lora, waiting))):
+            result = self._try(kind, learn, state, champion, material, statistics, trial, promotion)
+            if result is None:
+                continue
+            judged.append(result)
+            if result.outcome == "stale":
+                # Nothing that was compared with the old champion can be promoted any more.
+                break
+            if result.outcome == "promote":
+                champion = self._load(result.version)
+                promotion += 1
+        return judged
+
+    def _ask_again(
+        self, waiting: Waiting, champion: AnalyticClassifier, material: Material, trial: Trial, promotion: int
+    ) -> CandidateResult | None:
+        """Asks the judge about an undecided challenger, by rows that came since; None where there are too few."""
+        folder = self._folder(champion)
+        if folder is None or waiting.parent != champion.version:
+            return None
+        wall, cpu = time.perf_counter(), time.process_time()
+        self._stage("judge challenger")
+        encodings = self._encodings(waiting.classifier)
+        share = self._settings.memory.holdout_share
+        evidence = waiting.evidence(champion, Leverage.load(folder), material, encodings, share)
+        if evidence is None or evidence.source.count("fresh") < self._settings.judge.min_rows:
+            return None
+        verdict = trial.ask_again(waiting, evidence, material, champion, encodings)
+        name, outcome, sentence = waiting.classifier.version, str(verdict.outcome), verdict.sentence
+        if outcome == "promote":
+            outcome, sentence = self._promoted("challenger", name, promotion, sentence)
+        return CandidateResult(
+            name, "challenger", outcome, sentence, time.perf_counter() - wall, time.process_time() - cpu
+        )
+
+    def _promoted(self, kind: str, name: str, promotion: int, reason: str) -> tuple[str, str]:
+        """Promotes `name`; what became of it, and why."""
+        self._stage(f"promote {kind}")
+        try:
+            self._registry.promote(name, number=promotion, reason=reason, by=JUDGE)
+        except StalePromotion as error:
+            return "stale", str(error)
+        return "promote", reason
+
     def _try(
         self,
         kind: str,
@@ -251,11 +307,7 @@ class Loop:
         verdict = card.verdict or {}
         outcome, sentence = str(verdict.get("outcome")), str(verdict.get("sentence"))
         if outcome == "promote":
-            self._stage(f"promote {kind}")
-            try:
-                self._registry.promote(name, number=promotion, reason=sentence, by=JUDGE)
-            except StalePromotion as error:
-                outcome, sentence = "stale", str(error)
+            outcome, sentence = self._promoted(kind, name, promotion, sentence)
         return CandidateResult(
             name, card.kind, outcome, sentence, time.perf_counter() - wall, time.process_time() - cpu
         )
@@ -293,13 +345,17 @@ class Loop:
         )
 
     def _update_lora(
-        self, name: str, champion: AnalyticClassifier | None, material: Material, statistics: Statistics
+        self,
+        waiting: Waiting | None,
+        name: str,
+        champion: AnalyticClassifier | None,
+        material: Material,
+        statistics: Statistics,
     ) -> Candidate | None:
         folder = self._folder(champion)
         if champion is None or folder is None or not self._settings.lora.enabled:
             return None
-        before = self._undecided()
-        origin = before[1] if before else origin_of(champion, folder)
+        origin = waiting.origin if waiting else origin_of(champion, folder)
         candidate = self._challenger.candidate(
             material,
             champion,
@@ -309,23 +365,29 @@ class Loop:
             statistics.counts,
             name,
         )
-        if candidate is None or before is None:
+        if candidate is None or waiting is None:
             return candidate
-        note = f"It was to go on from {before[0].version}, whose verdict was inconclusive."
-        return replace(candidate, looks=before[0].looks + 1, notes=(note, *candidate.notes))
+        note = f"It was to go on from {waiting.classifier.version}, whose verdict was inconclusive."
+        return replace(candidate, looks=waiting.looks + 1, notes=(note, *candidate.notes))
 
-    def _undecided(self) -> tuple[Undecided, Origin | None] | None:
-        """The challenger on which the judge could not decide in the last turns, and what goes on from it."""
+    def _waiting(self, state: TurnState) -> Waiting | None:
+        """The challenger on which the judge could not decide in the last turns."""
+        if not self._settings.lora.enabled:
+            return None
         found = undecided_in(
-            self._memory.history(LOOK_BACK), self._registry, unlearned=self._memory.counts().totals.unlearned
+            self._memory.history(LOOK_BACK),
+            self._registry,
+            unlearned=self._memory.counts().totals.unlearned,
+            promotion=state.promotion,
         )
         if found is None:
             return None
         try:
-            folder = self._registry.fetch(found.version, self._cache)
-            model = self._settings.model
-            classifier = load_classifier(folder, found.version, batch=model.batch, encoder=model.name)
-            return found, origin_of(classifier, folder)
+            folder, card = self._registry.fetch(found.version, self._cache), self._registry.card(found.version)
+            classifier = self._classifier(folder, found.version)
+            return Waiting(
+                classifier, card.parent, card.metrics.get("agreement", 0.0), origin_of(classifier, folder), found.looks
+            )
         except (VersionDamaged, VersionNotFound) as error:
             logger.warning("the LoRA update goes on from the champion: %s", error)
             return None
@@ -341,5 +403,11 @@ class Loop:
     def _load(self, version: str | None) -> AnalyticClassifier | None:
         if version is None:
             return None
-        folder = self._registry.fetch(version, self._cache)
+        return self._classifier(self._registry.fetch(version, self._cache), version)
+
+    def _classifier(self, folder: Path, version: str) -> AnalyticClassifier:
         return load_classifier(folder, version, batch=self._settings.model.batch, encoder=self._settings.model.name)
+
+    def _encodings(self, classifier: AnalyticClassifier | None) -> Encodings:
+        adapter = classifier.adapted.adapter if classifier and classifier.adapted else None
+        return Encodings(self._encoder, adapter, self._settings.model.batch)

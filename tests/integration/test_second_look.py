@@ -1,0 +1,102 @@
+"""A challenger on which the judge could not decide is asked again about what has come since."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from perdure.judge.evidence import Evidence
+from perdure.learn.waiting import Waiting
+from perdure.turn import TurnResult
+
+BLURRED = {
+    "model__features": 64,
+    "model__bandwidth": 20.0,
+    "model__export": "none",
+    "memory__holdout_share": 0.2,
+    "lora__shares": [0.9],
+    "lora__epochs": 6,
+    "lora__learning_rate": 1e-2,
+    "gate__known": 1.0,
+    "judge__confidence": 0.8,
+    "judge__margin": 0.2,
+    "judge__negative_flips": 1.0,
+    "judge__calibration": 1.0,
+    "judge__prediction_shift": 1.0,
+    "judge__drift_min_rows": 10_000,
+    # More than are held out, fewer than come.
+    "judge__min_rows": 30,
+}
+"""So that the head is bad, the adapter is better, and only what comes afterwards can prove it."""
+
+
+def fates(result: TurnResult) -> dict[str, tuple[str, str]]:
+    return {one.kind: (one.version, one.outcome) for one in result.candidates}
+
+
+@pytest.fixture
+def undecided(desk):
+    """A desk whose challenger waits."""
+    desk.teach("refund", "parcel", "login", count=30)
+    assert fates(desk.turn(**BLURRED))["lora"] == ("v000001-lora", "inconclusive")
+    return desk
+
+
+def test_it_is_promoted_by_rows_that_came_since_all_of_them(undecided):
+    undecided.teach("refund", "parcel", "login", name="more", at=100.0, count=30, seed=1)
+    result = undecided.turn(**BLURRED)
+    found = fates(result)
+    assert found["challenger"] == ("v000001-lora", "promote")
+    first, second = undecided.registry().promotions()[:2]
+    assert (first.version, second.version) == ("v000001-head", "v000001-lora")
+    assert second.reason == result.candidates[0].sentence
+    assert "n=" in second.reason
+    # What comes next is made of it, and compared with it.
+    registry = undecided.registry()
+    assert registry.card("v000002-head").parent == "v000001-lora"
+    assert "adapter.safetensors" in registry.card("v000002-head").files
+    assert registry.card("v000002-lora").notes == ()
+    assert registry.card("v000002-lora").metrics["looks"] == 1.0
+    page = (registry.fetch("v000002-head", undecided.folder / "elsewhere") / "report.html").read_text(encoding="utf-8")
+    assert "asked again about what has come since" in page
+
+
+def test_it_is_not_asked_about_what_was_promoted_once_more(undecided):
+    for seed in (1, 2):
+        undecided.teach("refund", "parcel", "login", name=f"more-{seed}", at=100.0 * seed, count=30, seed=seed)
+        result = undecided.turn(**BLURRED)
+    assert fates(result).get("challenger", ("", ""))[0] != "v000001-lora"
+
+
+@pytest.mark.parametrize("came", [("card",), ()])
+def test_without_new_rows_of_labels_that_it_knows_it_is_not_asked(undecided, came):
+    undecided.teach(*came, "refund", name="more", at=100.0, count=4, seed=1)
+    assert "challenger" not in fates(undecided.turn(**BLURRED))
+
+
+def test_rows_that_came_before_are_no_evidence(undecided, monkeypatch):
+    asked: list[Evidence] = []
+    evidence = Waiting.evidence
+
+    def kept(self, *given):
+        asked.append(evidence(self, *given))
+        return asked[-1]
+
+    monkeypatch.setattr(Waiting, "evidence", kept)
+    undecided.teach("refund", "parcel", "login", name="again", at=100.0, count=30)
+    undecided.teach("refund", "parcel", name="more", at=200.0, count=20, seed=1)
+    undecided.turn(**BLURRED)
+    (found,) = asked
+    assert found.source.count("fresh") <= 40
+    assert found.champion is not None
+    assert np.isfinite(found.candidate.probabilities).all()
+
+
+def test_one_that_is_worse_beyond_doubt_is_dropped(undecided, sentences):
+    # The world has turned round: what it learned is wrong now.
+    turned = {"refund": "parcel", "parcel": "login", "login": "refund"}
+    rows = [(text, turned[label]) for label in turned for text in sentences(label, 30, seed=1)]
+    undecided.send(rows, name="turned", at=100.0)
+    result = undecided.turn(**{**BLURRED, "gate__enabled": False})
+    assert fates(result)["challenger"][1] == "keep"
+    assert undecided.registry().card("v000002-lora").notes == ()
