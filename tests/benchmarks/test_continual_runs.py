@@ -130,12 +130,20 @@ def test_a_run_with_other_settings_or_without_figures_does_not_count_as_done(tmp
 
 def test_results_have_means_and_deviations_over_seeds_and_each_run() -> None:
     runs = [run_of(0, 0.5), run_of(1, 0.7), Run(given(contestant="perdure"), None, missing="why not")]
-    found = results(runs, setup={"cores": 2}, about={"ncm": "means"}, memory=4)
+    found = results(
+        runs,
+        setup={"cores": 2},
+        about={"ncm": "means"},
+        memory=4,
+        ceilings=(),
+        taken=lambda run: {"commit": str(run.given.seed)},
+    )
     (row,) = found["table"]
     assert (row["contestant"], row["order"], row["memory"], row["seeds"]) == ("ncm", "10x15", 4, [0, 1])
     assert row["acc"]["mean"] == pytest.approx(0.6)
     assert row["acc"]["std"] == pytest.approx(0.2 / np.sqrt(2))
     assert [one["figures"]["acc"] for one in found["runs"]] == [0.5, 0.7]
+    assert [one["taken"] for one in found["runs"]] == [{"commit": "0"}, {"commit": "1"}]
     assert found["missing"][0]["reason"] == "why not"
     assert curves(runs, "10x15", 4) == {"ncm": [(1.0, 1.0), (2.0, pytest.approx(0.6))]}
     json.dumps(found)
@@ -202,6 +210,7 @@ def test_the_command_runs_what_is_asked_and_only_what_is_not_done(
 
     monkeypatch.setattr(continual, "take", noted)
     (tmp_path / "out" / "ncm-10x15-1-m3-val.json").unlink()
+    (tmp_path / "out" / "continual.json").unlink()
     again = command("--contestants", "ncm", "ridge", "--seeds", "0", "1", "--memory", "3")
     assert taken == ["ncm-10x15-1-m3-val"]
     strip = [{**one["figures"], "cpu_seconds": 0, "cpu_seconds_per_session": 0} for one in again["runs"]]
@@ -209,6 +218,24 @@ def test_the_command_runs_what_is_asked_and_only_what_is_not_done(
     taken.clear()
     command("--contestants", "ncm", "ridge", "--seeds", "0", "--memory", "3", "--recipe", "ridge=0.5")
     assert taken == ["ridge-10x15-0-m3-val"]
+
+
+def test_a_result_is_made_in_parts_and_goes_on_in_any_clone(
+    command: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = command("--contestants", "ncm", "--seeds", "0", "--memory", "3")
+    for path in (tmp_path / "out").glob("ncm-*.json"):
+        path.unlink()
+    taken: list[str] = []
+    take = continual.take
+    monkeypatch.setattr(continual, "take", lambda given, *rest: taken.append(given.name) or take(given, *rest))
+    second = command("--contestants", "ncm", "knn", "--seeds", "0", "--memory", "3")
+    assert taken == ["knn-10x15-0-m3-val"]
+    assert second["runs"][0] == first["runs"][0]
+    assert command("--table")["runs"] == second["runs"]
+    taken.clear()
+    command("--contestants", "ncm", "knn", "--seeds", "0", "--memory", "3", "--again", "ncm")
+    assert taken == ["ncm-10x15-0-m3-val"]
 
 
 def test_a_contestant_that_cannot_be_had_is_named_with_the_reason(
