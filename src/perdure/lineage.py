@@ -9,6 +9,9 @@ from perdure.errors import VersionDamaged, VersionNotFound
 from perdure.registry import JUDGE, Registry
 from perdure.turn import CandidateResult, TurnResult
 
+CHALLENGERS = ("challenger", "lora")
+"""Steps of a turn whose candidates have an adapter that is new: an earlier turn's, asked again, and the turn's own."""
+
 LOOKS = 10
 """Turns for which one challenger is trained on and judged; then the next begins at the champion again."""
 
@@ -25,23 +28,19 @@ class Undecided:
     """How often the judge has looked at it, or at what it came from."""
 
 
-def undecided_in(
-    history: Sequence[str], registry: Registry, *, unlearned: int = 0, promotion: int | None = None
-) -> Undecided | None:
-    """The last LoRA candidate, if its verdict was inconclusive; None where the champion is to be gone on from.
+def undecided_in(history: Sequence[str], registry: Registry, *, unlearned: int = 0) -> Undecided | None:
+    """The last challenger, if its verdict was inconclusive; None where the champion is to be gone on from.
 
     What one turn teaches is seldom enough to be proved on a few hundred rows. If every update began again at the
     champion, no challenger would ever know more than that; so it goes on from the challenger, which is thereby trained
-    on all turns since, and asked again after each of them. One that failed a check is dropped, and so is one that was
-    promoted after all, that is older than what a person promoted or rolled back, or than an erasure, or that has been
-    looked at `LOOKS` times.
+    on all turns since, and asked again in each of them: about what has come, before it learns from that, and after it.
+    One that failed a check is dropped, and so is one that is older than what a person promoted or rolled back, or than
+    an erasure, or has been looked at `LOOKS` times.
 
     Args:
         history: summaries of the last turns, oldest first.
         registry: where candidates and promotions are.
         unlearned: what erasures have taken out of the head until now, as memory counts it.
-        promotion: number of this turn's first promotion; what stands there or behind it the turn has done itself,
-            before it was killed and started again.
     """
     last, seconds = _last_candidate(history)
     if last is None or last.outcome != "inconclusive":
@@ -55,19 +54,16 @@ def undecided_in(
     began = card.created - seconds
     if looks >= LOOKS or card.unlearned < unlearned:
         return None
-    log = registry.promotions(PROMOTIONS)
-    if any(entry.by != JUDGE and entry.at >= began for entry in log):
-        return None
-    if any(entry.version == last.version and (promotion is None or entry.number < promotion) for entry in log):
+    if any(entry.by != JUDGE and entry.at >= began for entry in registry.promotions(PROMOTIONS)):
         return None
     return Undecided(last.version, looks)
 
 
 def _last_candidate(history: Sequence[str]) -> tuple[CandidateResult | None, float]:
-    """The last LoRA candidate and the wall time of its turn."""
+    """The last challenger and the wall time of its turn."""
     for summary in reversed(history):
         result = TurnResult.decode(summary)
-        for candidate in result.candidates:
-            if candidate.kind == "lora":
+        for candidate in reversed(result.candidates):
+            if candidate.kind in CHALLENGERS:
                 return candidate, result.wall_seconds
     return None, 0.0

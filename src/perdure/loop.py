@@ -3,8 +3,8 @@
     ingest   read the stream, join feedback to predictions, remember
     gate     decide, row by row, what is worth learning from
     learn    make candidates from the champion: the analytic head (seconds), then LoRA with EWC and replay (minutes)
-    judge    compare each candidate with the champion on rows it was not trained on, and an earlier challenger that is
-             undecided on what has come since
+    judge    compare each candidate with the champion on rows it was not trained on; first of all an earlier challenger
+             that is undecided, on what has come since
     promote  or keep the champion, and say why
 
 The scheduler, one update by hand and the backtest all run this turn. Each stage commits what it did before the next one
@@ -19,7 +19,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,7 +38,7 @@ from perdure.learn.material import Encodings, Material
 from perdure.learn.waiting import Waiting
 from perdure.lineage import undecided_in
 from perdure.memory import IngestCounts, Memory, TurnState
-from perdure.model.classifier import AnalyticClassifier, load_classifier, shared_encoder
+from perdure.model.classifier import AdaptedHead, AnalyticClassifier, load_classifier, shared_encoder
 from perdure.model.head import Statistics
 from perdure.oblivion import reconcile
 from perdure.registry import JUDGE, Card, Registry
@@ -108,7 +107,7 @@ class Loop:
                 return TurnResult(number, serving, serving, note="nothing new", ingested=asdict(ingested))
         state, champion = self._freeze()
         self._stage("statistics")
-        encodings = self._encodings(champion)
+        encodings = self._encodings(champion.adapted if champion else None)
         statistics = self._absorber.absorb(self._memory, encodings)
         material, drift, trial = self._gate(state, champion, encodings)
         judged = self._judged(state, champion, material, statistics, trial)
@@ -226,20 +225,15 @@ class Loop:
     ) -> list[CandidateResult]:
         """What became of each candidate; the ones after a promotion are compared with what it promoted."""
         judged: list[CandidateResult] = []
-        promotion, waiting = state.promotion, self._waiting(state)
-        if champion is not None and waiting is not None:
-            result = self._ask_again(waiting, champion, material, trial, promotion)
-            if result is not None:
-                judged.append(result)
-                if result.outcome == "stale":
-                    return judged
-                if result.outcome != "inconclusive":
-                    waiting = None
-                if result.outcome == "promote":
-                    champion = self._load(result.version)
-                    material = replace(material, encodings=self._encodings(champion))
-                    promotion += 1
-        for kind, learn in (("head", self._update_head), ("lora", partial(self._update_lora, waiting))):
+        promotion, waiting = state.promotion, self._waiting()
+        learners: dict[str, Callable[..., Candidate | None]] = {
+            "challenger": lambda *given: self._ask_again(waiting, *given),
+            "head": self._update_head,
+            "lora": lambda *given: self._update_lora(waiting, *given),
+        }
+        for kind, learn in learners.items():
+            if kind == "challenger" and waiting is None:
+                continue
             result = self._try(kind, learn, state, champion, material, statistics, trial, promotion)
             if result is None:
                 continue
@@ -247,41 +241,14 @@ class Loop:
             if result.outcome == "stale":
                 # Nothing that was compared with the old champion can be promoted any more.
                 break
+            if kind == "challenger" and result.outcome != "inconclusive":
+                waiting = None
             if result.outcome == "promote":
                 champion = self._load(result.version)
                 promotion += 1
+                if kind == "challenger" and champion is not None:
+                    material = replace(material, encodings=self._encodings(champion.adapted))
         return judged
-
-    def _ask_again(
-        self, waiting: Waiting, champion: AnalyticClassifier, material: Material, trial: Trial, promotion: int
-    ) -> CandidateResult | None:
-        """Asks the judge about an undecided challenger, by rows that came since; None where there are too few."""
-        folder = self._folder(champion)
-        if folder is None or waiting.parent != champion.version:
-            return None
-        wall, cpu = time.perf_counter(), time.process_time()
-        self._stage("judge challenger")
-        encodings = self._encodings(waiting.classifier)
-        share = self._settings.memory.holdout_share
-        evidence = waiting.evidence(champion, Leverage.load(folder), material, encodings, share)
-        if evidence is None or evidence.source.count("fresh") < self._settings.judge.min_rows:
-            return None
-        verdict = trial.ask_again(waiting, evidence, material, champion, encodings)
-        name, outcome, sentence = waiting.classifier.version, str(verdict.outcome), verdict.sentence
-        if outcome == "promote":
-            outcome, sentence = self._promoted("challenger", name, promotion, sentence)
-        return CandidateResult(
-            name, "challenger", outcome, sentence, time.perf_counter() - wall, time.process_time() - cpu
-        )
-
-    def _promoted(self, kind: str, name: str, promotion: int, reason: str) -> tuple[str, str]:
-        """Promotes `name`; what became of it, and why."""
-        self._stage(f"promote {kind}")
-        try:
-            self._registry.promote(name, number=promotion, reason=reason, by=JUDGE)
-        except StalePromotion as error:
-            return "stale", str(error)
-        return "promote", reason
 
     def _try(
         self,
@@ -307,10 +274,13 @@ class Loop:
         verdict = card.verdict or {}
         outcome, sentence = str(verdict.get("outcome")), str(verdict.get("sentence"))
         if outcome == "promote":
-            outcome, sentence = self._promoted(kind, name, promotion, sentence)
-        return CandidateResult(
-            name, card.kind, outcome, sentence, time.perf_counter() - wall, time.process_time() - cpu
-        )
+            self._stage(f"promote {kind}")
+            try:
+                self._registry.promote(name, number=promotion, reason=sentence, by=JUDGE)
+            except StalePromotion as error:
+                outcome, sentence = "stale", str(error)
+        told = kind if kind == "challenger" else card.kind
+        return CandidateResult(name, told, outcome, sentence, time.perf_counter() - wall, time.process_time() - cpu)
 
     def _finished(self, name: str) -> tuple[str, Card | None]:
         """The name that a candidate gets, and its card if a process that was killed afterwards has finished it.
@@ -326,6 +296,27 @@ class Loop:
             if card.memory_digest == mine and dict(card.offset) == dict(self._memory.offset()):
                 return candidate, card
         return candidate, None
+
+    def _ask_again(
+        self,
+        waiting: Waiting | None,
+        name: str,
+        champion: AnalyticClassifier | None,
+        material: Material,
+        statistics: Statistics,
+    ) -> Candidate | None:
+        folder = self._folder(champion)
+        if champion is None or folder is None or waiting is None:
+            return None
+        return waiting.candidate(
+            champion,
+            Leverage.load(folder),
+            material,
+            self._encodings(waiting.adapted),
+            statistics.counts,
+            self._settings,
+            name,
+        )
 
     def _update_head(
         self, name: str, champion: AnalyticClassifier | None, material: Material, statistics: Statistics
@@ -367,30 +358,28 @@ class Loop:
         )
         if candidate is None or waiting is None:
             return candidate
-        note = f"It was to go on from {waiting.classifier.version}, whose verdict was inconclusive."
+        note = f"It was to go on from {waiting.version}, whose verdict was inconclusive."
         return replace(candidate, looks=waiting.looks + 1, notes=(note, *candidate.notes))
 
-    def _waiting(self, state: TurnState) -> Waiting | None:
+    def _waiting(self) -> Waiting | None:
         """The challenger on which the judge could not decide in the last turns."""
         if not self._settings.lora.enabled:
             return None
         found = undecided_in(
-            self._memory.history(LOOK_BACK),
-            self._registry,
-            unlearned=self._memory.counts().totals.unlearned,
-            promotion=state.promotion,
+            self._memory.history(LOOK_BACK), self._registry, unlearned=self._memory.counts().totals.unlearned
         )
         if found is None:
             return None
         try:
-            folder, card = self._registry.fetch(found.version, self._cache), self._registry.card(found.version)
-            classifier = self._classifier(folder, found.version)
-            return Waiting(
-                classifier, card.parent, card.metrics.get("agreement", 0.0), origin_of(classifier, folder), found.looks
-            )
+            folder = self._registry.fetch(found.version, self._cache)
+            classifier = self._load(found.version)
+            if classifier is None or classifier.adapted is None:
+                return None
+            origin = origin_of(classifier, folder)
         except (VersionDamaged, VersionNotFound) as error:
             logger.warning("the LoRA update goes on from the champion: %s", error)
             return None
+        return Waiting(found.version, classifier.adapted, origin, carried_files(folder), found.looks)
 
     # ── champions ──
     def _champion_name(self) -> str | None:
@@ -403,11 +392,8 @@ class Loop:
     def _load(self, version: str | None) -> AnalyticClassifier | None:
         if version is None:
             return None
-        return self._classifier(self._registry.fetch(version, self._cache), version)
-
-    def _classifier(self, folder: Path, version: str) -> AnalyticClassifier:
+        folder = self._registry.fetch(version, self._cache)
         return load_classifier(folder, version, batch=self._settings.model.batch, encoder=self._settings.model.name)
 
-    def _encodings(self, classifier: AnalyticClassifier | None) -> Encodings:
-        adapter = classifier.adapted.adapter if classifier and classifier.adapted else None
-        return Encodings(self._encoder, adapter, self._settings.model.batch)
+    def _encodings(self, adapted: AdaptedHead | None) -> Encodings:
+        return Encodings(self._encoder, adapted.adapter if adapted else None, self._settings.model.batch)

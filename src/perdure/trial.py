@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from perdure.artifact import Artifacts
 from perdure.config import Settings
 from perdure.judge.artifact import Artifact
 from perdure.judge.drift import DriftInput, DriftSummary, drift_report
-from perdure.judge.evidence import Evidence
 from perdure.judge.report import write_report
 from perdure.judge.shift import Shift, prediction_shift
 from perdure.judge.threshold import threshold_of
@@ -22,7 +21,6 @@ from perdure.judge.verdict import Verdict, judge
 from perdure.learn.candidate import Candidate
 from perdure.learn.gate import Gated
 from perdure.learn.material import Encodings, Material
-from perdure.learn.waiting import Waiting
 from perdure.memory import Memory, Quarantined, TurnState
 from perdure.model.base import Scores
 from perdure.model.classifier import AnalyticClassifier
@@ -35,8 +33,8 @@ SHIFT_ROWS = 500
 DRIFT_ROWS = 2000
 """Most rows on either side of a drift report."""
 
-CANDIDATES = 2
-"""Candidates that every turn may compare with the champion, whom bounds are corrected for: both learners'."""
+CANDIDATES = 3
+"""Candidates that one turn may compare with the champion: bounds are corrected for all of them."""
 
 
 class Trial:
@@ -60,7 +58,6 @@ class Trial:
         self._state = state
         self._drift: DriftSummary | None = None
         self._drift_files: dict[str, bytes] = {}
-        self._again: list[Judged] = []
 
     def drift(self, material: Material, champion: AnalyticClassifier | None) -> DriftSummary | None:
         """Compares this turn's traffic with what memory holds of earlier turns; None before there is a champion."""
@@ -88,37 +85,6 @@ class Trial:
         if doubtful:
             self._memory.quarantine(doubtful)
 
-    def ask_again(
-        self,
-        waiting: Waiting,
-        evidence: Evidence,
-        material: Material,
-        champion: AnalyticClassifier,
-        encodings: Encodings,
-    ) -> Verdict:
-        """Judges a challenger that was made earlier; its files are those that were looked at then.
-
-        Args:
-            waiting: the challenger.
-            evidence: with rows that came since.
-            material: this turn's rows.
-            champion: what it is compared with.
-            encodings: of the challenger.
-        """
-        classifier = waiting.classifier
-        verdict = judge(
-            evidence,
-            kind="lora",
-            settings=self._settings.judge,
-            artifact=Artifact(classifier.finite(), waiting.agreement, None, None),
-            shift=_shift(lambda texts: classifier.answer(encodings(texts)), material, champion),
-            candidates=(CANDIDATES + 1) * _all_looks(waiting.looks),
-            rolled_back=classifier.version in self._registry.rolled_back(),
-        )
-        note = "It was made in an earlier turn, and asked again about what has come since."
-        self._again.append(Judged("lora", classifier.version, verdict, evidence, (note,)))
-        return verdict
-
     def judge(self, candidate: Candidate, material: Material, champion: AnalyticClassifier | None, cache: Path) -> Card:
         """Judges the very files that would be served, and writes them with the verdict and the report.
 
@@ -143,8 +109,9 @@ class Trial:
             kind=candidate.kind,
             settings=self._settings.judge,
             artifact=artifact,
-            shift=_shift(lambda texts: _answers(candidate, champion, material, texts), material, champion),
-            candidates=(CANDIDATES + len(self._again)) * _all_looks(candidate.looks),
+            shift=_shift(candidate, material, champion),
+            # k·(k+1)/2: all looks at one challenger together spend what one look may.
+            candidates=CANDIDATES * candidate.looks * (candidate.looks + 1) // 2,
             rolled_back=name in self._registry.rolled_back(),
             erasure=known is not None and known < unlearned,
         )
@@ -183,7 +150,7 @@ class Trial:
         page = turn_page(
             number=self._state.number,
             champion=self._state.champion,
-            judged=[Judged(candidate.kind, name, verdict, candidate.evidence, candidate.notes), *self._again],
+            judged=[Judged(candidate.kind, name, verdict, candidate.evidence, candidate.notes)],
             promoted=name if verdict.outcome == "promote" else None,
             drift=self._drift,
             counts={
@@ -226,21 +193,15 @@ def _seen(texts: Sequence[str], encodings: Encodings, champion: AnalyticClassifi
     )
 
 
-def _all_looks(looks: int) -> int:
-    """k·(k+1)/2: all looks at one challenger together spend what one look may."""
-    return looks * (looks + 1) // 2
-
-
-def _shift(
-    answers: Callable[[Sequence[str]], Scores], material: Material, champion: AnalyticClassifier | None
-) -> Shift | None:
-    """Over this turn's rows, labelled or not; `answers` are the candidate's."""
+def _shift(candidate: Candidate, material: Material, champion: AnalyticClassifier | None) -> Shift | None:
+    """Over this turn's rows, labelled or not."""
     if champion is None or not material.rows:
         return None
     rows = material.rows[:SHIFT_ROWS]
     texts = [row.text for row in rows]
     before = champion.answer(material.encodings(texts))
-    return prediction_shift(before, answers(texts), [row.label for row in rows])
+    after = _answers(candidate, champion, material, texts)
+    return prediction_shift(before, after, [row.label for row in rows])
 
 
 def _answers(

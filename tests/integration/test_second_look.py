@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from perdure.judge.evidence import Evidence
+from perdure.learn.candidate import Candidate
 from perdure.learn.waiting import Waiting
 from perdure.turn import TurnResult
 
@@ -46,26 +46,36 @@ def test_it_is_promoted_by_rows_that_came_since_all_of_them(undecided):
     undecided.teach("refund", "parcel", "login", name="more", at=100.0, count=30, seed=1)
     result = undecided.turn(**BLURRED)
     found = fates(result)
-    assert found["challenger"] == ("v000001-lora", "promote")
+    assert found["challenger"] == ("v000002-challenger", "promote")
     first, second = undecided.registry().promotions()[:2]
-    assert (first.version, second.version) == ("v000001-head", "v000001-lora")
+    assert (first.version, second.version) == ("v000001-head", "v000002-challenger")
     assert second.reason == result.candidates[0].sentence
     assert "n=" in second.reason
     # What comes next is made of it, and compared with it.
     registry = undecided.registry()
-    assert registry.card("v000002-head").parent == "v000001-lora"
+    card = registry.card("v000002-challenger")
+    assert (card.kind, card.parent, card.metrics["looks"]) == ("lora", "v000001-head", 2.0)
+    assert "ewc.safetensors" in card.files
+    assert card.files["adapter.safetensors"].sha256 == registry.card("v000001-lora").files["adapter.safetensors"].sha256
+    assert registry.card("v000002-head").parent == "v000002-challenger"
     assert "adapter.safetensors" in registry.card("v000002-head").files
     assert registry.card("v000002-lora").notes == ()
     assert registry.card("v000002-lora").metrics["looks"] == 1.0
-    page = (registry.fetch("v000002-head", undecided.folder / "elsewhere") / "report.html").read_text(encoding="utf-8")
-    assert "asked again about what has come since" in page
+    page = registry.fetch("v000002-challenger", undecided.folder / "elsewhere") / "report.html"
+    assert "asked about what has come since" in page.read_text(encoding="utf-8")
 
 
-def test_it_is_not_asked_about_what_was_promoted_once_more(undecided):
-    for seed in (1, 2):
-        undecided.teach("refund", "parcel", "login", name=f"more-{seed}", at=100.0 * seed, count=30, seed=seed)
-        result = undecided.turn(**BLURRED)
-    assert fates(result).get("challenger", ("", ""))[0] != "v000001-lora"
+def test_one_that_still_is_undecided_learns_and_is_asked_again(undecided):
+    strict = {**BLURRED, "judge__confidence": 1 - 1e-12, "judge__margin": 0.02}
+    undecided.teach("refund", "parcel", "login", name="more", at=100.0, count=30, seed=1)
+    found = fates(undecided.turn(**strict))
+    assert found["challenger"] == ("v000002-challenger", "inconclusive")
+    card = undecided.registry().card("v000002-lora")
+    assert card.notes == ("It was to go on from v000001-lora, whose verdict was inconclusive.",)
+    assert card.metrics["looks"] == 2.0
+    undecided.teach("refund", "parcel", "login", name="third", at=200.0, count=30, seed=2)
+    assert fates(undecided.turn(**BLURRED))["challenger"] == ("v000003-challenger", "promote")
+    assert "the adapter of v000002-lora" in undecided.registry().card("v000003-challenger").notes[0]
 
 
 @pytest.mark.parametrize("came", [("card",), ()])
@@ -75,28 +85,27 @@ def test_without_new_rows_of_labels_that_it_knows_it_is_not_asked(undecided, cam
 
 
 def test_rows_that_came_before_are_no_evidence(undecided, monkeypatch):
-    asked: list[Evidence] = []
-    evidence = Waiting.evidence
+    asked: list[Candidate] = []
+    make = Waiting.candidate
 
     def kept(self, *given):
-        asked.append(evidence(self, *given))
+        asked.append(make(self, *given))
         return asked[-1]
 
-    monkeypatch.setattr(Waiting, "evidence", kept)
+    monkeypatch.setattr(Waiting, "candidate", kept)
     undecided.teach("refund", "parcel", "login", name="again", at=100.0, count=30)
     undecided.teach("refund", "parcel", name="more", at=200.0, count=20, seed=1)
     undecided.turn(**BLURRED)
     (found,) = asked
-    assert found.source.count("fresh") <= 40
-    assert found.champion is not None
-    assert np.isfinite(found.candidate.probabilities).all()
+    assert 30 <= found.evidence.source.count("fresh") <= 40
+    assert "held_out" in found.evidence.source
+    assert np.isfinite(found.evidence.candidate.probabilities).all()
 
 
-def test_one_that_is_worse_beyond_doubt_is_dropped(undecided, sentences):
-    # The world has turned round: what it learned is wrong now.
+def test_one_that_fails_a_check_is_dropped(undecided, sentences):
     turned = {"refund": "parcel", "parcel": "login", "login": "refund"}
     rows = [(text, turned[label]) for label in turned for text in sentences(label, 30, seed=1)]
     undecided.send(rows, name="turned", at=100.0)
-    result = undecided.turn(**{**BLURRED, "gate__enabled": False})
+    result = undecided.turn(**{**BLURRED, "gate__enabled": False, "judge__negative_flips": 0.0})
     assert fates(result)["challenger"][1] == "keep"
     assert undecided.registry().card("v000002-lora").notes == ()

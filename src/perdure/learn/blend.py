@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 
@@ -14,6 +14,7 @@ from perdure.learn.temperature import fit_temperature
 from perdure.model.base import Scores
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier
 from perdure.model.head import Double
+from perdure.model.heads import log_softmax
 from perdure.records import Float
 
 HALVES_FROM = 40
@@ -70,13 +71,40 @@ def unseen_blend(champion: AnalyticClassifier, adapted: AdaptedHead, rows: Unsee
 
     So the rows that a candidate is judged by have not chosen how it speaks. Arguments are those of `fit_blend`.
     """
+    return _by_halves(
+        rows, lambda advice, asked: _blended(champion, fit_blend(champion, adapted, advice, shares), asked)
+    )
+
+
+def unseen_sharpened(champion: AnalyticClassifier, embeddings: Float | None, rows: Unseen) -> Scores:
+    """What the champion says of n rows where each half of them is as sure as the other half advises.
+
+    A blend that is fitted to rows is as sure of them as it ought to be. Beside it the champion gets the same chance, so
+    that the difference is what the adapter knows: where the world has changed, a head that only doubts itself more has
+    a better log score than the champion, and knows nothing.
+
+    Args:
+        champion: what is served.
+        embeddings: of its own adapter, n × d; None where it has none.
+        rows: what is asked; the embeddings in it are another's.
+    """
+    said = champion.combine(rows.scores, embeddings)
+    logarithms = np.log(np.maximum(said.probabilities, LEAST_PROBABILITY))
+    logits = replace(rows, scores=logarithms)
+
+    def sharpened(advice: Unseen, asked: Unseen) -> Scores:
+        factor = fit_temperature(advice.scores, advice.truth, said.labels, advice.weights)
+        return Scores(said.labels, np.exp(log_softmax(np.float32(factor) * asked.scores)))
+
+    return _by_halves(logits, sharpened)
+
+
+def _by_halves(rows: Unseen, answers: Callable[[Unseen, Unseen], Scores]) -> Scores:
+    """`answers(advice, asked)` of each half of the rows, as the other half advises; of few rows, as they advise."""
     if len(rows) < HALVES_FROM:
-        return _blended(champion, fit_blend(champion, adapted, rows, shares), rows)
+        return answers(rows, rows)
     half: NDArray[np.bool_] = np.arange(len(rows)) % 2 == 0
-    parts = [
-        _blended(champion, fit_blend(champion, adapted, rows.where(~mine), shares), rows.where(mine))
-        for mine in (half, ~half)
-    ]
+    parts = [answers(rows.where(~mine), rows.where(mine)) for mine in (half, ~half)]
     probabilities = np.zeros((len(rows), len(parts[0].labels)), dtype=np.float32)
     probabilities[half], probabilities[~half] = (part.probabilities for part in parts)
     return Scores(parts[0].labels, probabilities)

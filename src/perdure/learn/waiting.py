@@ -2,69 +2,105 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from perdure.config import Settings
 from perdure.judge.evidence import Evidence, Source
+from perdure.learn.blend import Unseen, fit_blend, unseen_blend, unseen_sharpened
+from perdure.learn.candidate import Candidate
 from perdure.learn.leverage import Leverage, unseen_scores
 from perdure.learn.lora import Origin
-from perdure.learn.material import Encodings, Material
-from perdure.model.classifier import AnalyticClassifier
+from perdure.learn.material import Encodings, Labelled, Material
+from perdure.learn.temperature import traffic_weights
+from perdure.model.classifier import AdaptedHead, AnalyticClassifier
 from perdure.records import is_held_out
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A challenger that waits for evidence.
+    """A challenger that waits for evidence."""
 
-    Rows that come after it was made are the best there is: neither it nor the champion has been trained on them, so all
-    of them count, where a candidate of the same turn has only those that are held out.
-    """
-
-    classifier: AnalyticClassifier
-    parent: str | None
-    """The champion that it was made beside, and whose frozen head it has."""
-    agreement: float
-    """Share of rows on which its exported files answered as it does."""
+    version: str
+    adapted: AdaptedHead
     origin: Origin | None
     """What an update goes on from."""
+    carried: Mapping[str, bytes]
+    """Its files that go on unchanged: the EWC anchor."""
     looks: int
     """How often the judge has looked at it, or at what it came from."""
 
-    def evidence(
-        self, champion: AnalyticClassifier, leverage: Leverage, material: Material, encodings: Encodings, share: float
-    ) -> Evidence | None:
-        """What both say of rows that came since, and of held-out memory; None where too little came to ask again.
+    def candidate(
+        self,
+        champion: AnalyticClassifier,
+        leverage: Leverage,
+        material: Material,
+        encodings: Encodings,
+        counts: Mapping[str, int],
+        settings: Settings,
+        name: str,
+    ) -> Candidate | None:
+        """The challenger once more, before anything is learned in this turn; None where too little has come.
+
+        What has come since is the best evidence there is: neither the champion nor the adapter has been trained on any
+        of it, where a candidate that is trained in this turn has only what is held out. So its weight beside the
+        champion's head is chosen anew, too: half of the rows by what the other half advises.
 
         Args:
-            champion: that it was made beside.
+            champion: what is served now; its frozen head is kept.
             leverage: of the champion's head.
-            material: this turn's rows and samples, before anything is learned from them.
-            encodings: of the challenger.
-            share: of all pairs that are held out.
+            material: this turn's rows and samples.
+            encodings: with the challenger's adapter.
+            counts: rows that each label has had.
+            settings: of everything.
+            name: the version's name.
         """
+        since, held_out = self._rows(champion, leverage, material, settings.memory.holdout_share)
+        if len(since) < settings.judge.min_rows:
+            return None
+        rows = since + held_out
+        encoded = encodings(rows.texts)
+        assert encoded.adapted is not None
+        scores = unseen_scores(champion, leverage, encoded.features, rows.keys, rows.labels)
+        unseen = Unseen(scores, encoded.adapted, rows.labels, traffic_weights(rows.labels, counts))
+        shares = settings.lora.shares
+        adapted = fit_blend(champion, self.adapted, unseen, shares)
+        sources: list[Source] = ["fresh"] * len(since)
+        sources += ["held_out"] * len(held_out)
+        before = material.encodings(rows.texts).adapted if champion.adapted is not None else None
+        evidence = Evidence(
+            texts=rows.texts,
+            truth=rows.labels,
+            source=tuple(sources),
+            champion=unseen_sharpened(champion, before, unseen),
+            candidate=unseen_blend(champion, self.adapted, unseen, shares),
+        )
+        note = f"It is the adapter of {self.version}, whose verdict was inconclusive, asked about what has come since."
+        return Candidate(
+            "lora",
+            champion.with_adapted(name, adapted),
+            leverage,
+            evidence,
+            self.carried,
+            {"share": adapted.share},
+            (note,),
+            looks=self.looks + 1,
+        )
+
+    def _rows(
+        self, champion: AnalyticClassifier, leverage: Leverage, material: Material, share: float
+    ) -> tuple[Labelled, Labelled]:
+        """What has come since, and what was held out; of labels that the champion knows."""
         fresh, known = material.fresh(), frozenset(champion.labels)
         # What has a leverage came before, and the adapter may have been trained on it.
         since = fresh.where(
             [label in known and key not in leverage.of for label, key in zip(fresh.labels, fresh.keys, strict=True)]
         )
-        if not len(since):
-            return None
-        kept, others = frozenset(since.keys), fresh + material.remembered()
-        rows = since + others.where(
+        new, others = frozenset(since.keys), fresh + material.remembered()
+        held_out = others.where(
             [
-                label in known and key not in kept and is_held_out(key, share)
+                label in known and key not in new and is_held_out(key, share)
                 for label, key in zip(others.labels, others.keys, strict=True)
             ]
         )
-        encoded = encodings(rows.texts)
-        scores = unseen_scores(champion, leverage, encoded.features, rows.keys, rows.labels)
-        sources: list[Source] = ["fresh"] * len(since)
-        sources += ["held_out"] * (len(rows) - len(since))
-        before = material.encodings(rows.texts).adapted if champion.adapted is not None else None
-        return Evidence(
-            texts=rows.texts,
-            truth=rows.labels,
-            source=tuple(sources),
-            champion=champion.combine(scores, before),
-            candidate=self.classifier.combine(scores, encoded.adapted),
-        )
+        return since, held_out

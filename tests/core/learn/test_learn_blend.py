@@ -8,8 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from perdure.learn.blend import HALVES_FROM, Unseen, fit_blend, unseen_blend
+from perdure.learn.blend import HALVES_FROM, Unseen, fit_blend, unseen_blend, unseen_sharpened
 from perdure.model.adapter import Adapter, AdapterShape, linear_names
+from perdure.model.base import Scores
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier, shared_features
 from perdure.model.encoder import Encoder
 from perdure.records import Float
@@ -164,3 +165,29 @@ def test_without_rows_the_scale_of_training_stays(heads: Heads) -> None:
     head = fit_blend(heads.champion, heads.adapted, nothing, SHARES)
     assert (head.temperature, head.sharpness) == (1.0, 1.0)
     assert unseen_blend(heads.champion, heads.adapted, nothing, SHARES).probabilities.shape == (0, 3)
+
+
+def test_doubt_alone_is_no_gain(heads: Heads) -> None:
+    # The world has turned round: the champion is sure, and wrong about every other row; the adapter knows nothing.
+    sure = says(TRUTH[:80], 6.0, wrong=lambda row: row % 4 < 2)
+    rows = heads.rows(sure, np.zeros((80, 3), dtype=np.float32))
+    blended = unseen_blend(heads.champion, heads.adapted, rows, SHARES)
+    served = heads.champion.combine(rows.scores, None)
+    beside = unseen_sharpened(heads.champion, None, rows)
+    assert log_score(blended, rows) > log_score(served, rows) + 0.5
+    assert log_score(blended, rows) == pytest.approx(log_score(beside, rows), abs=0.01)
+    assert beside.names() == served.names()
+    assert beside.labels == served.labels
+
+
+def test_the_champion_is_heard_with_its_own_adapter(heads: Heads) -> None:
+    good = says(TRUTH[:80], 6.0, wrong=lambda _row: False)
+    rows = heads.rows(np.zeros((80, 3), dtype=np.float32), np.zeros((80, 3), dtype=np.float32))
+    champion = heads.champion.with_adapted("v2", heads.adapted)
+    said = unseen_sharpened(champion, heads.embeddings(good), rows)
+    assert tuple(said.names()) == rows.truth
+
+
+def log_score(scores: Scores, rows: Unseen) -> float:
+    column = [scores.labels.index(label) for label in rows.truth]
+    return float(np.log(scores.probabilities[np.arange(len(rows)), column]).mean())
