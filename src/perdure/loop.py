@@ -226,8 +226,9 @@ class Loop:
         """What became of each candidate; the ones after a promotion are compared with what it promoted."""
         judged: list[CandidateResult] = []
         promotion, waiting = state.promotion, self._waiting()
+        encodings = self._encodings(waiting.adapted if waiting else None)
         learners: dict[str, Callable[..., Candidate | None]] = {
-            "challenger": lambda *given: self._ask_again(waiting, *given),
+            "challenger": lambda *given: self._ask_again(waiting, encodings, *given),
             "head": self._update_head,
             "lora": lambda *given: self._update_lora(waiting, *given),
         }
@@ -246,8 +247,8 @@ class Loop:
             if result.outcome == "promote":
                 champion = self._load(result.version)
                 promotion += 1
-                if kind == "challenger" and champion is not None:
-                    material = replace(material, encodings=self._encodings(champion.adapted))
+                if kind == "challenger":
+                    material = replace(material, encodings=encodings)
         return judged
 
     def _try(
@@ -300,6 +301,7 @@ class Loop:
     def _ask_again(
         self,
         waiting: Waiting | None,
+        encodings: Encodings,
         name: str,
         champion: AnalyticClassifier | None,
         material: Material,
@@ -312,7 +314,7 @@ class Loop:
             champion,
             Leverage.load(folder),
             material,
-            self._encodings(waiting.adapted),
+            encodings,
             statistics.counts,
             self._settings,
             name,

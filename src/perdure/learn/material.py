@@ -98,7 +98,7 @@ class Material:
     """All living samples, those that came with this turn's rows included."""
     gated: Gated
     encodings: Encodings
-    """In the space of the champion with which the turn began."""
+    """In the space of the champion with which the turn began, or of the challenger that it has promoted since."""
 
     def fresh(self) -> Labelled:
         """Labelled rows of this turn, but for those in quarantine."""
