@@ -171,12 +171,11 @@ def compare(options: argparse.Namespace, rows: Rows) -> dict[str, Any]:
     # What the rows with distillation and EWC are held to, and where the Trainer's head starts; neither is timed.
     update = LoraLearner(encoder, settings.model_copy(update={"epochs": 1}), seed=1).update(data, None)
     champion = Origin(update.shape, update.weights, update.labels, update.anchor)
-    taught = TrainingSet(data.texts, data.labels, data.fresh, _answers(encoder, champion, data.texts), champion.labels)
     start = started_head(encoder, settings, data)
     in_float = settings.model_copy(update={"precision": "float32"})
     contestants: dict[str, Callable[[int], Run]] = {
         OURS: lambda seed: ours(encoder, settings, data, None, rows, seed),
-        "perdure, distillation and EWC": lambda seed: ours(encoder, settings, taught, champion, rows, seed),
+        "perdure, distillation and EWC": lambda seed: ours(encoder, settings, data, champion, rows, seed),
         "perdure, float32": lambda seed: ours(encoder, in_float, data, None, rows, seed),
         TRAINER: lambda seed: trainers(encoder, options.encoder, settings, rows, start, seed, careful=False),
         CAREFUL: lambda seed: trainers(encoder, options.encoder, settings, rows, start, seed, careful=True),
@@ -237,11 +236,6 @@ def _logits_of(encoder: Encoder, trained: Trained, texts: list[str]) -> Tensor:
     weights = trained.network.weights()
     adapter = Adapter(encoder, trained.network.shape, weights)
     return HEAD_SCALE * torch.from_numpy(adapter.embeddings(texts, 64)) @ weights[HEAD].T
-
-
-def _answers(encoder: Encoder, champion: Origin, texts: tuple[str, ...]) -> Any:
-    embeddings = torch.from_numpy(Adapter(encoder, champion.shape, champion.weights).embeddings(texts, 64))
-    return torch.softmax(HEAD_SCALE * embeddings @ champion.weights[HEAD].T, dim=1).numpy()
 
 
 def _accuracy(logits: Tensor, labels: tuple[str, ...], rows: Rows) -> float:

@@ -82,7 +82,8 @@ class Challenger:
             logger.info("no LoRA update: %d rows to learn from, fewer than lora.min_rows", len(train))
             return None
         replay = self._replay(material, champion, representatives, frozenset(train.keys) | material.doubtful())
-        data = self._training_set(train, replay, material, champion)
+        rows = train + replay
+        data = TrainingSet(rows.texts, rows.labels, fresh=len(train))
         update = LoraLearner(
             self._encoder,
             self._settings.lora,
@@ -118,20 +119,6 @@ class Challenger:
         each = max(1, self._settings.lora.replay_rows // max(1, len(labels)))
         chosen = [sample for label in labels for sample in representatives(label, each)]
         return Labelled.of([(sample.text, sample.label) for sample in chosen if sample.key not in barred])
-
-    def _training_set(
-        self, train: Labelled, replay: Labelled, material: Material, champion: AnalyticClassifier
-    ) -> TrainingSet:
-        rows = train + replay
-        encoded = material.encodings(rows.texts)
-        soft = champion.answer(encoded)
-        return TrainingSet(
-            texts=rows.texts,
-            labels=rows.labels,
-            fresh=len(train),
-            soft=soft.probabilities,
-            soft_labels=soft.labels,
-        )
 
     def _judged(
         self,

@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -49,10 +48,8 @@ class Job:
             "settings": self.settings.model_dump(mode="json"),
             "seed": self.seed,
             "device": self.device,
-            "data": [self.data.texts, self.data.labels, self.data.fresh, self.data.soft_labels],
+            "data": [self.data.texts, self.data.labels, self.data.fresh],
         }
-        if self.data.soft is not None:
-            tensors["soft"] = torch.from_numpy(self.data.soft)
         if self.origin is not None:
             header["origin"] = [self.origin.shape.to_json(), self.origin.labels]
             tensors |= {f"weights/{name}": value for name, value in self.origin.weights.items()}
@@ -77,13 +74,12 @@ class Job:
             shape, labels = header["origin"]
             anchor = Anchor(part("theta/"), part("fisher/"), header["samples"]) if "samples" in header else None
             origin = Origin(AdapterShape.from_json(shape), part("weights/"), tuple(labels), anchor)
-        texts, labels, fresh, soft_labels = header["data"]
-        soft = tensors["soft"].numpy() if "soft" in tensors else None
+        texts, labels, fresh = header["data"]
         return cls(
             EncoderName(*header["encoder"]),
             LoraSettings.model_validate(header["settings"]),
             header["seed"],
             header["device"],
-            TrainingSet(tuple(texts), tuple(labels), fresh, soft, tuple(soft_labels)),
+            TrainingSet(tuple(texts), tuple(labels), fresh),
             origin,
         )

@@ -148,6 +148,8 @@ class LoraLearner:
         network.pass_below()
         self._stage("head")
         network.start_head(origin)
+        if origin is not None and self._settings.distillation:
+            network.listen(origin)
         self._stage("steps")
         anchor = network.anchor(origin)
         steps, loss = self._run(network, data, anchor, rng, processes)

@@ -18,7 +18,6 @@ from perdure.learn.replicas import Replica
 from perdure.model.adapter import AdapterShape, linear_names
 from perdure.model.encoder import Encoder
 from perdure.model.trunk_cache import TrunkCache
-from perdure.records import Float
 
 HEAD = "head"
 HEAD_SCALE = 16.0
@@ -45,9 +44,20 @@ class TrainingSet:
     labels: tuple[str, ...]
     fresh: int
     """n_f."""
-    soft: Float | None = None
-    """The champion's probabilities for every row over `soft_labels` (n × C₀), for distillation."""
-    soft_labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What an adapter answered before an update."""
+
+    columns: Tensor
+    """C₀ columns of the head that is trained: the labels that it knew."""
+    said: Tensor
+    """n × C₀ probabilities; 0 for rows of other processes."""
+
+    def knows(self, targets: Tensor) -> Tensor:
+        """Which of the targets it knew."""
+        return torch.isin(targets, self.columns)
 
 
 class Network:
@@ -76,8 +86,7 @@ class Network:
         self._processes = processes
         self._mine = processes.share([len(ids) for ids in self.tokens])
         self._trunks = TrunkCache(encoder, self.tokens, rows=sorted(self._mine), dtype=dtype)
-        self._soft: Tensor | None = None
-        self._soft_columns: Tensor | None = None
+        self._before: Before | None = None
         self._data = data
         self._index_labels()
 
@@ -88,13 +97,6 @@ class Network:
         column = {label: index for index, label in enumerate(self.labels)}
         device = self._encoder.device
         self._targets = torch.tensor([column[label] for label in self._data.labels], device=device)
-        if self._data.soft is not None:
-            known = [index for index, label in enumerate(self._data.soft_labels) if label in column]
-            soft = torch.from_numpy(self._data.soft[:, known]).float().to(device)
-            self._soft = soft / soft.sum(1, keepdim=True).clamp_min(1e-6)
-            self._soft_columns = torch.tensor(
-                [column[self._data.soft_labels[index]] for index in known], dtype=torch.long, device=device
-            )
 
     def parameters(self) -> list[nn.Parameter]:
         return [factor for one in self._maps.values() for factor in (one.A, one.B)] + [self.head]
@@ -137,6 +139,22 @@ class Network:
             if origin:
                 self.head[self._places(origin)] = origin.weights[HEAD].to(self.head)
 
+    def listen(self, origin: Origin) -> None:
+        """Keeps what the network answers before it is trained, over the origin's labels, to be distilled.
+
+        Li and Hoiem, "Learning without Forgetting", ECCV 2016. The teacher is what the adapter was, not the champion:
+        one that repeats the head with which it is pooled errs where that errs, and the pool gains nothing by it.
+        """
+        columns = torch.tensor(self._places(origin), dtype=torch.long, device=self._encoder.device)
+        said = torch.zeros(len(self.tokens), len(columns), device=self._encoder.device)
+        rows = sorted(self._mine, key=lambda row: (len(self.tokens[row]), row))
+        with torch.no_grad():
+            for start in range(0, len(rows), EVALUATION_BATCH):
+                part = rows[start : start + EVALUATION_BATCH]
+                logits = nn.functional.linear(HEAD_SCALE * self._trunks.batch(part).embed(self._top), self.head)
+                said[part] = torch.softmax(logits[:, columns], dim=1)
+        self._before = Before(columns, said)
+
     def anchor(self, origin: Origin | None) -> Anchor | None:
         """The origin's anchor, its head's rows moved to the places that their labels have now."""
         if origin is None or origin.anchor is None:
@@ -164,21 +182,21 @@ class Network:
     def loss(self, replica: Replica, rows: Sequence[int], batch: Sequence[int], settings: LoraSettings) -> Tensor:
         """The part of `rows` in the loss of `batch`; the parts add up.
 
-        Cross-entropy over all labels, and towards the champion's answers over those that it knows; both are means over
-        `batch`.
+        Cross-entropy over all labels, and towards what the origin answered over those that it knows; both are means
+        over `batch`.
         """
         embeddings = self._trunks.batch(rows).embed(replica.top)
         logits = nn.functional.linear(HEAD_SCALE * embeddings, replica.head)
         index = torch.tensor(rows, device=logits.device)
         targets = self._targets[index]
         loss = nn.functional.cross_entropy(logits, targets, reduction="sum") / len(batch)
-        if self._soft is not None and self._soft_columns is not None and settings.distillation:
-            # Only where the champion knows the true label does it have anything to say.
-            taught = int(torch.isin(self._targets[list(batch)], self._soft_columns).sum())
-            known = torch.isin(targets, self._soft_columns)
+        if self._before is not None:
+            # Of a label that it did not know it had nothing to say.
+            taught = int(self._before.knows(self._targets[list(batch)]).sum())
+            known = self._before.knows(targets)
             if known.any():
-                mine = torch.log_softmax(logits[known][:, self._soft_columns], dim=1)
-                loss = loss - settings.distillation * (self._soft[index][known] * mine).sum() / taught
+                mine = torch.log_softmax(logits[known][:, self._before.columns], dim=1)
+                loss = loss - settings.distillation * (self._before.said[index][known] * mine).sum() / taught
         return loss
 
     @torch.no_grad()

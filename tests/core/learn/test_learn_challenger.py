@@ -247,17 +247,6 @@ def test_too_few_rows_to_learn_from_make_no_candidate(turns: Turns, requests: Re
     assert (candidate is not None) == made == bool(turns.given)
 
 
-def test_soft_targets_are_the_champions_answers(turns: Turns, requests: Requests) -> None:
-    past, now = requests(LABELS, 10), requests(LABELS, 8, skip=10)
-    first = turns.head(past)
-    champion = turns.keep(first)
-    turns.lora(turns.material(now, past), champion, first.leverage)
-    ((data, _),) = turns.given
-    assert data.soft is not None
-    assert data.soft_labels == LABELS
-    np.testing.assert_allclose(data.soft, champion.answer(champion.encode(data.texts)).probabilities, atol=1e-5)
-
-
 # ── the version ──
 def test_what_is_written_is_what_was_judged(turns: Turns, requests: Requests) -> None:
     past, now = requests(LABELS, 10), requests(LABELS, 10, skip=10)

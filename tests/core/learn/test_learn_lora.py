@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from perdure.config import LoraSettings, Settings
 from perdure.errors import SettingError
 from perdure.learn.lora import HEAD, HEAD_SCALE, LoraLearner, Origin, TrainingSet, Update
+from perdure.learn.network import Network
 from perdure.model.adapter import Adapter
 from perdure.model.encoder import Encoder, pool
 
@@ -131,7 +132,9 @@ def length_of(parameters: Mapping[str, Tensor]) -> float:
     return float(torch.cat([value.flatten() for value in parameters.values()]).norm())
 
 
-def test_the_gradient_is_cut_at_length_one(learn: Learn, data: TrainingSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gradient_is_cut_at_length_one(
+    learn: Learn, requests: Requests, data: TrainingSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lengths: list[float] = []
     step = torch.optim.AdamW.step
 
@@ -141,9 +144,10 @@ def test_the_gradient_is_cut_at_length_one(learn: Learn, data: TrainingSet, monk
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watched)
-    # Distillation times a hundred: no gradient is short by itself.
-    answers = {"card": (0.5, 0.4, 0.1), "login": (0.1, 0.5, 0.4), "parcel": (0.4, 0.1, 0.5)}
-    learn(soft_targets(data, answers, LABELS), distillation=100.0, epochs=1)
+    # What was answered before times a hundred, under labels turned round: no gradient is short by itself.
+    origin = champion_of(learn(data))
+    lengths.clear()
+    learn(turned_round(requests), origin, distillation=100.0, epochs=1)
     assert len(lengths) == 3
     assert all(length == pytest.approx(1.0, abs=1e-3) for length in lengths)
 
@@ -254,45 +258,59 @@ def test_an_adapter_of_another_shape_is_left_with_a_reason(
 
 
 # ── distillation ──
-def soft_targets(data: TrainingSet, answers: Mapping[str, Sequence[float]], labels: tuple[str, ...]) -> TrainingSet:
-    rows = np.array([answers[label] for label in data.labels], dtype=np.float32)
-    return dataclasses.replace(data, soft=rows, soft_labels=labels)
+def turned_round(requests: Requests) -> TrainingSet:
+    """The same wording under other labels."""
+    names = dict(zip(LABELS, (*LABELS[1:], LABELS[0]), strict=True))
+    return training_set([(text, names[label]) for text, label in requests(LABELS, 8)])
 
 
-def test_distillation_pulls_towards_the_champions_answers(encoder: Encoder, learn: Learn, data: TrainingSet) -> None:
-    answers = {"card": (0.5, 0.4, 0.1), "login": (0.1, 0.5, 0.4), "parcel": (0.4, 0.1, 0.5)}
-    taught = soft_targets(data, answers, LABELS)
-    assert taught.soft is not None
-    wanted = torch.from_numpy(taught.soft)
+def test_distillation_pulls_towards_what_was_answered_before(
+    encoder: Encoder, learn: Learn, requests: Requests, data: TrainingSet
+) -> None:
+    before, opposite = learn(data), turned_round(requests)
+    wanted = torch.softmax(logits_of(encoder, before, opposite.texts), dim=1)
 
     def distance(update: Update) -> float:
-        logarithms = torch.log_softmax(logits_of(encoder, update, data.texts), dim=1)
+        logarithms = torch.log_softmax(logits_of(encoder, update, opposite.texts), dim=1)
         return float(-(wanted * logarithms).sum(dim=1).mean())
 
-    alone, little, much = (learn(taught, epochs=4, distillation=weight) for weight in (0.0, 1.0, 10.0))
+    origin = champion_of(before)
+    alone, little, much = (
+        learn(opposite, origin, epochs=4, ewc=0.0, distillation=weight) for weight in (0.0, 1.0, 10.0)
+    )
     assert distance(alone) > distance(little) > distance(much)
     entropy = float(-(wanted * wanted.log()).sum(dim=1).mean())
     assert distance(much) - entropy < 0.5 * (distance(alone) - entropy)
 
 
-def test_soft_targets_find_their_columns_by_name(learn: Learn, data: TrainingSet) -> None:
-    answers = {"card": (0.5, 0.4, 0.1), "login": (0.1, 0.5, 0.4), "parcel": (0.4, 0.1, 0.5)}
-    turned = {label: row[::-1] for label, row in answers.items()}
-    one = learn(soft_targets(data, answers, LABELS), epochs=1)
-    other = learn(soft_targets(data, turned, LABELS[::-1]), epochs=1)
-    for name, value in one.weights.items():
-        torch.testing.assert_close(value, other.weights[name], rtol=0, atol=1e-4)
+def test_what_was_not_known_before_is_not_distilled(learn: Learn, requests: Requests) -> None:
+    known = training_set(requests(LABELS[:2], 8))
+    origin, strange = champion_of(learn(known)), training_set(requests(LABELS[2:], 8))
+    some, none = (learn(strange, origin, distillation=weight, epochs=1) for weight in (5.0, 0.0))
+    assert_same(some.weights, none.weights)
 
 
-def test_the_champion_says_nothing_of_labels_that_it_does_not_know(learn: Learn, data: TrainingSet) -> None:
-    one = soft_targets(data, {"card": (0.9, 0.1), "login": (0.2, 0.8), "parcel": (0.9, 0.1)}, LABELS[:2])
-    other = soft_targets(data, {"card": (0.9, 0.1), "login": (0.2, 0.8), "parcel": (0.1, 0.9)}, LABELS[:2])
-    assert_same(learn(one).weights, learn(other).weights)
+def test_a_first_adapter_has_nothing_to_distil(learn: Learn, data: TrainingSet) -> None:
+    assert_same(learn(data, distillation=5.0).weights, learn(data, distillation=0.0).weights)
 
 
-def test_a_champion_of_other_labels_teaches_nothing(learn: Learn, data: TrainingSet) -> None:
-    strange = soft_targets(data, dict.fromkeys(LABELS, (0.5, 0.5)), ("x", "y"))
-    assert_same(learn(strange).weights, learn(data).weights)
+def test_only_labels_that_were_known_are_taught(learn: Learn, requests: Requests, data: TrainingSet) -> None:
+    origin = champion_of(learn(training_set(requests(LABELS[1:], 8))))
+    seen: list[Tensor] = []
+    listen = Network.listen
+
+    def noted(self: Network, given: Origin) -> None:
+        listen(self, given)
+        assert self._before is not None
+        seen.extend((self._before.columns, self._before.said, self._before.knows(self._targets)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Network, "listen", noted)
+        update = learn(data, origin, epochs=1)
+    columns, said, knows = seen
+    assert [update.labels[column] for column in columns.tolist()] == list(origin.labels)
+    torch.testing.assert_close(said.sum(dim=1), torch.ones(len(data.texts)))
+    assert knows.tolist() == [label in origin.labels for label in data.labels]
 
 
 # ── EWC ──

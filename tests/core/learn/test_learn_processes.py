@@ -34,13 +34,12 @@ def job(encoder: Encoder, settings: Settings, requests: Callable[..., list[tuple
     texts, labels = tuple(pairs[row][0] for row in order), tuple(pairs[row][1] for row in order)
     lora = LoraSettings.model_validate({**settings.lora.model_dump(), "precision": "float32", "ewc": 20.0})
     before = LoraLearner(encoder, lora, seed=1).update(TrainingSet(texts, labels, len(texts)), None)
-    soft = np.random.default_rng(1).dirichlet(np.ones(2), len(texts)).astype(np.float32)
     return Job(
         EncoderName(encoder.name, encoder.max_tokens, encoder.adapted_layers, encoder.fingerprint),
         lora,
         3,
         "cpu",
-        TrainingSet(texts, labels, 15, soft, LABELS[:2]),
+        TrainingSet(texts, labels, 15),
         Origin(before.shape, before.weights, before.labels, before.anchor),
     )
 
@@ -68,7 +67,6 @@ def test_a_job_arrives_as_it_was_sent(job: Job) -> None:
     for other in (
         dataclasses.replace(job, origin=None),
         dataclasses.replace(job, origin=dataclasses.replace(job.origin, anchor=None)),
-        dataclasses.replace(job, data=dataclasses.replace(job.data, soft=None, soft_labels=())),
     ):
         assert_same(Job.from_bytes(other.to_bytes()), other)
 

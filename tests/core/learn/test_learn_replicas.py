@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perdure.config import LoraSettings, Settings
 from perdure.learn.lora import LoraLearner, TrainingSet, Update
-from perdure.learn.network import Network
+from perdure.learn.network import Network, Origin
 from perdure.learn.processes import Processes
 from perdure.learn.replicas import ROWS_WORTH_A_THREAD, Replicas, gradients_of
 from perdure.model.encoder import Encoder
@@ -32,8 +32,7 @@ def data(requests: Callable[..., list[tuple[str, str]]]) -> TrainingSet:
     pairs = requests(LABELS, 9)
     order = np.random.default_rng(0).permutation(len(pairs))
     texts, labels = tuple(pairs[row][0] for row in order), tuple(pairs[row][1] for row in order)
-    soft = np.random.default_rng(1).dirichlet(np.ones(2), len(texts)).astype(np.float32)
-    return TrainingSet(texts, labels, len(texts), soft, LABELS[:2])
+    return TrainingSet(texts, labels, len(texts))
 
 
 @pytest.fixture
@@ -45,6 +44,7 @@ def lora(settings: Settings) -> LoraSettings:
 def network(encoder: Encoder, lora: LoraSettings, data: TrainingSet) -> Network:
     made = Network(encoder, lora, data, torch.float32, Processes())
     made.start_head(None)
+    made.listen(Origin(made.shape, {}, LABELS[:2], None))
     with torch.no_grad():
         # B starts at 0, where the gradient of A is 0 as well.
         for parameter in made.parameters():
