@@ -227,6 +227,7 @@ class Loop:
         judged: list[CandidateResult] = []
         promotion, waiting = state.promotion, self._waiting()
         encodings = self._encodings(waiting.adapted if waiting else None)
+        # Each sees what waits when its time comes: of a challenger that was decided on nothing is left to go on from.
         learners: dict[str, Callable[..., Candidate | None]] = {
             "challenger": lambda *given: self._ask_again(waiting, encodings, *given),
             "head": self._update_head,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from perdure.config import JudgeSettings
 from perdure.judge.artifact import Artifact
 from perdure.judge.calibration import brier_score, expected_error
 from perdure.judge.check import Check, counted, percent, points
-from perdure.judge.comparison import Comparison, confidences
+from perdure.judge.comparison import LEAST_PROBABILITY, Comparison, confidences
 from perdure.judge.interval import mean, paired_difference, rows_needed
 from perdure.judge.shift import Shift
 from perdure.model.base import Scores
@@ -188,7 +189,9 @@ def gain(comparison: Comparison, settings: JudgeSettings, alpha: float) -> Check
     """Better beyond doubt, by log score or by accuracy, on rows of labels that both know.
 
     Each of the two has half of the error probability, as either is enough. Fails where the log score is worse beyond
-    doubt; in between, the rows are too few to say. `value` is the lower bound of the log score's gain, in nats a row.
+    doubt by what a loss of accuracy that is not allowed would take from it, ln(1 − margin): what is a little less sure
+    may yet learn to be better. In between no gain is proved. `value` is the lower bound of the log score's gain, in nats
+    a row.
     """
     paired = comparison.paired(comparison.both)
     if paired.rows < settings.min_rows:
@@ -198,7 +201,7 @@ def gain(comparison: Comparison, settings: JudgeSettings, alpha: float) -> Check
     passed: bool | None = None
     if score.lower > 0 or accuracy.lower > 0:
         passed = True
-    elif score.upper < 0:
+    elif score.upper < math.log(max(1 - settings.margin, LEAST_PROBABILITY)):
         passed = False
     sentence = (
         f"log score {score.estimate:+.3f} a row (at least {score.lower:+.3f}), "

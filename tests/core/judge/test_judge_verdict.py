@@ -173,6 +173,15 @@ class TestLora:
         assert verdict.outcome == "inconclusive"
         assert verdict.sentence.startswith("Inconclusive, so the champion stays: no gain proved: ")
 
+    @pytest.mark.parametrize(("sure", "outcome"), [(0.885, "inconclusive"), (0.875, "keep")])
+    def test_what_is_a_little_less_sure_is_not_dropped(
+        self, evidence: Make, sound: Artifact, sure: float, outcome: str
+    ) -> None:
+        # ln(0.98) is −0.0202; ln(0.885/0.9) is −0.0168, and ln(0.875/0.9) −0.0282, of every row.
+        verdict = judge(evidence(SAME, confidence=(0.9, sure)), kind="lora", settings=SETTINGS, artifact=sound)
+        assert SETTINGS.margin == 0.02
+        assert verdict.outcome == outcome
+
     def test_a_gain_within_noise_is_none(self, evidence: Make, sound: Artifact) -> None:
         rows = evidence([*SAME, ("a", "b", "a", 4), ("a", "a", "b", 3)])
         assert judge(rows, kind="lora", settings=SETTINGS, artifact=sound).outcome == "inconclusive"
