@@ -190,8 +190,8 @@ def gain(comparison: Comparison, settings: JudgeSettings, alpha: float) -> Check
 
     Each of the two has half of the error probability, as either is enough. Fails where the log score is worse beyond
     doubt by what a loss of accuracy that is not allowed would take from it, ln(1 − margin): what is a little less sure
-    may yet learn to be better. In between no gain is proved. `value` is the lower bound of the log score's gain, in nats
-    a row.
+    may yet learn to be better. In between no gain is proved. `value` is the lower bound of the log score's gain, in
+    nats a row.
     """
     paired = comparison.paired(comparison.both)
     if paired.rows < settings.min_rows:
