@@ -170,7 +170,7 @@ def prepare(desk: Any, sentences: Callable[..., list[str]], *, undecided: bool) 
     [
         (("head",), {}, "ingest"),
         (("head", "lora"), BLURRED, "judge head"),
-        (("challenger", "lora"), BLURRED, "learn challenger"),
+        (("challenger",), BLURRED, "learn challenger"),
     ],
 )
 def test_a_turn_killed_at_any_stage_ends_as_an_undisturbed_one(tmp_path, desk_at, sentences, promoted, values, begin):

@@ -12,12 +12,13 @@ from perdure.config import Settings
 from perdure.errors import TooFewLabels
 from perdure.judge.evidence import Evidence, Source
 from perdure.learn.candidate import Candidate
+from perdure.learn.imprint import Scored, spoken
 from perdure.learn.leverage import Leverage, unseen_scores
 from perdure.learn.material import Labelled, Material
 from perdure.learn.temperature import fit_balance, fit_temperature, traffic_weights
 from perdure.memory import Delta
 from perdure.model.base import Scores
-from perdure.model.classifier import AdaptedHead, AnalyticClassifier, Encoded, shared_features
+from perdure.model.classifier import AnalyticClassifier, Encoded, shared_features
 from perdure.model.encoder import Encoder
 from perdure.model.features import RandomFeatures
 from perdure.model.head import Double, Solution, Statistics, choose_ridge, leave_one_out, solve
@@ -101,14 +102,16 @@ class HeadLearner:
         leverage = Leverage(self._leverages(solution, rows, pulls, material), solution.ridge, chosen)
         unseen = leave_one_out(scores, leverage(rows.keys), rows.labels, labels)
         balance = self._balance(unseen, rows, labels, statistics, material.turn)
+        weights = traffic_weights(rows.labels, statistics.counts)
+        temperature = fit_temperature(unseen * balance, rows.labels, labels, weights)
+        share = self._settings.memory.holdout_share
+        imprint = np.asarray([not is_held_out(key, share) for key in rows.keys], dtype=np.bool_)
+        # Of rows that the champion's adapter was trained on its head has nothing to say that counts.
+        alone = imprint & (np.arange(len(rows)) >= len(fresh))
         adapted = logits = None
         if champion is not None and champion.adapted is not None and encoded.adapted is not None:
-            share = self._settings.memory.holdout_share
-            imprint = [not is_held_out(key, share) for key in rows.keys]
-            seen, embeddings = rows.where(imprint), encoded.adapted[imprint]
-            adapted = imprinted(champion.adapted, seen, embeddings)
-            logits = adapted.logits(encoded.adapted)
-            logits[imprint] = unseen_logits(champion.adapted, adapted, seen, embeddings)
+            frozen = Scored(labels, unseen, np.float32(temperature) * balance, weights * ~alone)
+            adapted, logits = spoken(champion.adapted, frozen, rows, encoded.adapted, imprint)
         classifier = AnalyticClassifier(
             name,
             self._encoder,
@@ -117,18 +120,13 @@ class HeadLearner:
             bandwidth=self._settings.model.bandwidth,
             labels=labels,
             weights=solution.weights,
-            temperature=fit_temperature(
-                unseen * balance, rows.labels, labels, traffic_weights(rows.labels, statistics.counts)
-            ),
+            temperature=temperature,
             balance=balance,
             adapted=adapted,
             batch=self._settings.model.batch,
         )
         sources: list[Source] = ["fresh"] * len(fresh)
         sources += ["leave_one_out"] * len(remembered)
-        # Of rows that the champion's adapter was trained on its head has nothing to say that counts.
-        share = self._settings.memory.holdout_share
-        alone = np.asarray([row >= len(fresh) and not is_held_out(key, share) for row, key in enumerate(rows.keys)])
         before = None
         if champion is not None:
             seen_before = champion_leverage or Leverage({})
@@ -214,51 +212,3 @@ def _said(classifier: AnalyticClassifier, scores: Float, logits: Float | None, a
         return classifier.blend(scores, None)
     both, frozen = classifier.blend(scores, logits), classifier.blend(scores, None)
     return Scores(both.labels, np.where(alone[:, None], frozen.probabilities, both.probabilities))
-
-
-def imprinted(head: AdaptedHead, rows: Labelled, embeddings: Float) -> AdaptedHead:
-    """`head` with a row for each label that it does not know: that label's mean embedding, as long as its peers.
-
-    Qi et al., "Low-Shot Learning with Imprinted Weights", CVPR 2018.
-
-    Args:
-        head: the adapted head so far.
-        rows: n labelled rows.
-        embeddings: adapted embeddings, n × d.
-    """
-    new = sorted(set(rows.labels) - set(head.labels))
-    if not new:
-        return head
-    labels = np.asarray(rows.labels, dtype=object)
-    length = float(np.median(np.linalg.norm(head.weights, axis=1)))
-    means = np.stack([embeddings[labels == label].mean(axis=0) for label in new])
-    means *= length / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9)
-    return AdaptedHead(
-        adapter=head.adapter,
-        labels=(*head.labels, *new),
-        weights=np.concatenate([head.weights, means.astype(np.float32)]),
-        temperature=head.temperature,
-        share=head.share,
-        sharpness=head.sharpness,
-    )
-
-
-def unseen_logits(before: AdaptedHead, head: AdaptedHead, rows: Labelled, embeddings: Float) -> Float:
-    """Logits of `head` for n rows, each as if it had not been in its label's mean when that was imprinted: n × C.
-
-    The only row of a label leaves nothing behind; its logit for that label is 0.
-
-    Args:
-        before: the head without the imprinted labels.
-        head: `imprinted(before, rows, embeddings)`.
-        rows: n labelled rows.
-        embeddings: adapted embeddings, n × d.
-    """
-    logits = head.logits(embeddings)
-    labels = np.asarray(rows.labels, dtype=object)
-    for column in range(len(before.labels), len(head.labels)):
-        mine = np.flatnonzero(labels == head.labels[column])
-        others = embeddings[mine].sum(axis=0) - embeddings[mine]
-        others *= np.linalg.norm(head.weights[column]) / np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-6)
-        logits[mine, column] = (embeddings[mine] * others).sum(axis=1) * head.temperature
-    return logits

@@ -9,6 +9,7 @@ import pytest
 
 from perdure.config import Settings
 from perdure.learn.gate import Action, Decision, Gated
+from perdure.learn.imprint import grown_head
 from perdure.learn.material import Encodings, Material
 from perdure.memory import Row
 from perdure.model.encoder import Encoder
@@ -99,3 +100,12 @@ def material_of(encoder: Encoder, settings: Settings) -> MaterialOf:
         )
 
     return make
+
+
+@pytest.fixture
+def imprints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New labels are imprinted, whether unseen rows gain by it or not."""
+    monkeypatch.setattr(
+        "perdure.learn.analytic.spoken",
+        lambda head, _frozen, rows, embeddings, imprint: grown_head(head, rows, embeddings, imprint),
+    )

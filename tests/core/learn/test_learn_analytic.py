@@ -10,8 +10,9 @@ import torch
 
 from perdure.config import Settings
 from perdure.errors import UsageError
-from perdure.learn.analytic import HeadLearner, imprinted, unseen_logits
+from perdure.learn.analytic import HeadLearner
 from perdure.learn.candidate import Candidate
+from perdure.learn.imprint import Scored, imprinted, spoken, unseen_logits
 from perdure.learn.leverage import LEVERAGE_FILE, unseen_scores
 from perdure.learn.material import Encodings, Labelled, Material
 from perdure.memory import Delta
@@ -132,6 +133,28 @@ def test_an_imprinted_row_is_judged_as_if_it_had_not_been_in_the_mean(head: Adap
     others = [column for column in range(4) if full.labels[column] != "only"]
     np.testing.assert_allclose(found[4, others], full.logits(embeddings)[4, others], atol=1e-5)
     np.testing.assert_allclose(found[1], full.logits(embeddings)[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(("collapsed", "grows"), [(True, False), (False, True)])
+def test_a_new_label_is_spoken_of_where_unseen_rows_gain_by_it(head: AdaptedHead, collapsed: bool, grows: bool) -> None:
+    names = ["card"] * 20 + ["login"] * 20 + ["parcel"] * 20
+    rows = Labelled.of([(f"{label} {number}", label) for number, label in enumerate(names)])
+    old = head.weights / np.linalg.norm(head.weights, axis=1, keepdims=True)
+    new = np.eye(1, head.weights.shape[1], 7, dtype=np.float32)[0]
+    noise = np.random.default_rng(0).normal(0, 0.02, (60, len(new)))
+    # Either the adapter maps what is new onto an old label, or it keeps it apart.
+    centres = {"card": old[0], "login": old[1], "parcel": old[0] if collapsed else new}
+    embeddings = np.asarray([centres[label] for label in names] + noise, dtype=np.float32)
+    # The frozen head knows the new label where the adapter does not, and the other way round.
+    sure = 6.0 if collapsed else 0.5
+    labels = ("card", "login", "parcel")
+    scores = sure * np.eye(3, dtype=np.float32)[[labels.index(label) for label in names]]
+    frozen = Scored(labels, scores, np.ones(3, dtype=np.float32), np.ones(60))
+    imprint = np.arange(60) % 5 != 0
+    chosen, logits = spoken(head, frozen, rows, embeddings, imprint)
+    assert ("parcel" in chosen.labels) == grows
+    assert logits.shape == (60, len(chosen.labels))
+    assert (chosen is head) == (not grows)
 
 
 # ── candidates ──
@@ -358,6 +381,7 @@ def update(
     material_of: MaterialOf,
     requests: Requests,
     head: AdaptedHead,
+    imprints: None,
 ) -> tuple[AnalyticClassifier, Material, Candidate]:
     """A champion with an adapter that knows two labels, and the candidate that brings it two more."""
     past, now = requests(("card", "login"), 8), requests(("parcel", "refund"), 9)

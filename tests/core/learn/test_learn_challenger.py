@@ -349,6 +349,7 @@ def test_the_next_update_goes_on_from_the_champion_and_its_anchor(turns: Turns, 
     assert third.evidence.champion is not None
 
 
+@pytest.mark.usefixtures("imprints")
 def test_labels_that_a_head_update_added_in_between_are_free(turns: Turns, requests: Requests) -> None:
     """LoRA, then a head update that imprints a label before and one behind the others, then LoRA again."""
     old = ("login", "parcel")
