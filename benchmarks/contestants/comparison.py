@@ -28,10 +28,11 @@ class Difference:
     seeds: tuple[int, ...]
     """Those that both have run."""
     points: float
-    lower: float
-    upper: float
-    """The 95 % interval of the evaluation rows. Seeds are asked about the same rows and do not make it narrower: it is
-    that of one seed with the mean number of rows on which just one of the two is right."""
+    lower: float | None
+    upper: float | None
+    """None where the single answers of one of the two are not known. The 95 % interval of the evaluation rows: seeds
+    are asked about the same ones and do not make it narrower, so it is that of one seed with the mean number of rows on
+    which just one of the two is right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Goal:
 
 
 def differences(runs: Sequence[Run], *, ours: str = OURS) -> list[Difference]:
-    """One for each other contestant, order and memory of which both have told single answers, best contestant first."""
+    """One for each other contestant, order and memory that both have run, best contestant first."""
     keys = dict.fromkeys(
         (run.given.contestant, run.given.order, run.given.memory) for run in runs if run.given.contestant != ours
     )
@@ -58,31 +59,32 @@ def differences(runs: Sequence[Run], *, ours: str = OURS) -> list[Difference]:
 
 
 def _difference(runs: Sequence[Run], ours: str, other: str, order: str, memory: int) -> Difference | None:
-    mine, theirs = (_answers(runs, name, order, memory) for name in (ours, other))
+    mine, theirs = (_finished(runs, name, order, memory) for name in (ours, other))
     seeds = sorted(mine.keys() & theirs.keys())
     if not seeds:
         return None
-    gains = statistics.fmean(_only(mine[seed], theirs[seed]) for seed in seeds)
-    losses = statistics.fmean(_only(theirs[seed], mine[seed]) for seed in seeds)
-    rows = len(mine[seeds[0]])
-    bound = paired_difference(round(gains), round(losses), rows, ALPHA)
-    return Difference(
-        other,
-        order,
-        memory,
-        tuple(seeds),
-        POINTS * (gains - losses) / rows,
-        POINTS * bound.lower,
-        POINTS * bound.upper,
-    )
+    points = POINTS * statistics.fmean(_accuracy(mine[seed]) - _accuracy(theirs[seed]) for seed in seeds)
+    pairs = [(mine[seed].right, theirs[seed].right) for seed in seeds]
+    told = [(one, two) for one, two in pairs if one and two]
+    if len(told) < len(pairs):
+        return Difference(other, order, memory, tuple(seeds), points, None, None)
+    gains = statistics.fmean(_only(one, two) for one, two in told)
+    losses = statistics.fmean(_only(two, one) for one, two in told)
+    bound = paired_difference(round(gains), round(losses), len(told[0][0]), ALPHA)
+    return Difference(other, order, memory, tuple(seeds), points, POINTS * bound.lower, POINTS * bound.upper)
 
 
-def _answers(runs: Sequence[Run], contestant: str, order: str, memory: int) -> dict[int, str]:
+def _finished(runs: Sequence[Run], contestant: str, order: str, memory: int) -> dict[int, Run]:
     return {
-        run.given.seed: run.right
+        run.given.seed: run
         for run in runs
-        if (run.given.contestant, run.given.order, run.given.memory) == (contestant, order, memory) and run.right
+        if (run.given.contestant, run.given.order, run.given.memory) == (contestant, order, memory) and run.figures
     }
+
+
+def _accuracy(run: Run) -> float:
+    assert run.figures is not None
+    return run.figures.acc
 
 
 def _only(right: str, other: str) -> int:
@@ -114,8 +116,9 @@ def goals(runs: Sequence[Run], *, memory: int, ceilings: Collection[str]) -> lis
         best = min(here, key=lambda one: one.points, default=None)
         named = f"over the best rival ({best.contestant})" if best else "over the best rival"
         # Not worse: the interval's lower end. Better: the estimate, and the interval is above 0.
-        met = None if best is None else best.lower > -0.5
-        aim = None if best is None else best.points >= 0.5 and best.lower > 0
+        lower = best.lower if best else None
+        met = None if lower is None else lower > -0.5
+        aim = None if best is None or lower is None else best.points >= 0.5 and lower > 0
         made.append(Goal(f"best rival {order}", named, best.points if best else None, -0.5, 0.5, met, aim))
         regularised = next((one.points for one in here if one.contestant == REGULARISED), None)
         made.append(_goal(f"er_ewc {order}", "over replay with EWC, tuned", regularised, 2.0, 3.0))

@@ -58,8 +58,17 @@ def test_seeds_are_averaged_and_do_not_narrow_the_interval() -> None:
 
 def test_only_seeds_that_both_have_are_compared() -> None:
     assert differences([run("perdure", bits(right=9, rows=10)), run("er", bits(right=9, rows=10), seed=1)]) == []
-    silent = replace(run("er", bits(right=9, rows=10)), right=None)
-    assert differences([run("perdure", bits(right=9, rows=10)), silent]) == []
+
+
+def test_without_single_answers_there_is_no_interval_and_no_proof() -> None:
+    silent = replace(run("er", bits(right=90, rows=100)), right=None)
+    runs = [run("perdure", bits(right=95, rows=100)), silent]
+    (found,) = differences(runs)
+    assert (found.lower, found.upper) == (None, None)
+    assert found.points == pytest.approx(5.0)
+    rival = {one.name: one for one in goals(runs, memory=10, ceilings=())}["best rival 10x15"]
+    assert rival.value == pytest.approx(5.0)
+    assert rival.met is rival.aim_met is None
 
 
 def test_goals_are_met_where_figures_reach_them_and_open_where_there_are_none() -> None:
