@@ -10,7 +10,7 @@ export DO_NOT_TRACK = 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock image-locks protocol bench test-programs kafka kafka-files helm-files chart check-programs test-images s3 s3-files bench-continual bench-scenarios bench-parts bench-serving bench-kafka test-faults test-outage cluster cluster-files test-cluster test-fuzz bench-soak bench-scale metrics-table clean
+.PHONY: help setup demo test check format lock image-locks protocol bench test-programs kafka kafka-files helm-files chart check-programs test-images s3 s3-files bench-continual bench-reviews bench-scenarios bench-parts bench-serving bench-kafka test-faults test-outage cluster cluster-files test-cluster test-fuzz bench-soak bench-scale metrics-table clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -105,6 +105,9 @@ s3-files: setup  ## Build the S3 server of the tests, once
 
 bench-continual: setup  ## Perdure beside the methods that people try first; hours (ARGS=--quick: ten minutes)
 	$(BIN)/python benchmarks/continual.py $(ARGS)
+
+bench-reviews: setup  ## Perdure beside others where old labels come in new words; half an hour
+	$(BIN)/python benchmarks/reviews.py $(ARGS)
 
 bench-scenarios: setup  ## Wrong and late labels, other orders, a long history, what each part adds; an hour and more
 	$(BIN)/python benchmarks/scenarios.py $(ARGS)
