@@ -7,6 +7,7 @@ import pytest
 
 from perdure.learn.candidate import Candidate
 from perdure.learn.waiting import Waiting
+from perdure.model.classifier import AnalyticClassifier
 from perdure.turn import TurnResult
 
 BLURRED = {
@@ -102,10 +103,34 @@ def test_rows_that_came_before_are_no_evidence(undecided, monkeypatch):
     assert np.isfinite(found.evidence.candidate.probabilities).all()
 
 
+def turned(sentences):
+    """Rows of a world in which every label means another."""
+    names = {"refund": "parcel", "parcel": "login", "login": "refund"}
+    return [(text, names[label]) for label in names for text in sentences(label, 30, seed=1)]
+
+
+def test_the_champion_may_doubt_itself_as_much(undecided, sentences, monkeypatch):
+    asked: list[tuple[AnalyticClassifier, Candidate]] = []
+    make = Waiting.candidate
+
+    def kept(self, champion, *given):
+        asked.append((champion, make(self, champion, *given)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(Waiting, "candidate", kept)
+    undecided.send(turned(sentences), name="turned", at=100.0)
+    undecided.turn(**{**BLURRED, "gate__enabled": False})
+    ((champion, found),) = asked
+    evidence = found.evidence
+    fresh = [row for row, source in enumerate(evidence.source) if source == "fresh"]
+    truth = [evidence.champion.labels.index(evidence.truth[row]) for row in fresh]
+    said = evidence.champion.probabilities[fresh, truth]
+    served = champion.scores([evidence.texts[row] for row in fresh]).probabilities[range(len(fresh)), truth]
+    assert np.log(said).mean() > np.log(served).mean() + 0.01
+
+
 def test_one_that_fails_a_check_is_dropped(undecided, sentences):
-    turned = {"refund": "parcel", "parcel": "login", "login": "refund"}
-    rows = [(text, turned[label]) for label in turned for text in sentences(label, 30, seed=1)]
-    undecided.send(rows, name="turned", at=100.0)
+    undecided.send(turned(sentences), name="turned", at=100.0)
     result = undecided.turn(**{**BLURRED, "gate__enabled": False, "judge__negative_flips": 0.0})
     assert fates(result)["challenger"][1] == "keep"
     assert undecided.registry().card("v000002-lora").notes == ()
