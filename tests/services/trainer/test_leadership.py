@@ -19,7 +19,7 @@ from perdure_services.trainer.leadership import Leadership
 from perdure_services.trainer.trainer import Trainer
 from perdure_services.trainer.turn_process import TurnProcess
 
-SECONDS = 1.2
+SECONDS = 2.0
 
 
 @pytest.fixture
@@ -122,6 +122,8 @@ def test_a_registry_that_cannot_be_read_is_told_once_and_tried_again(leader, unt
         assert one.problem() == ""
         beat.unlink()
         until(lambda: one.leads)
+        # It leads before it says so.
+        until(lambda: "can be looked at again" in caplog.text)
     said = [record.getMessage() for record in caplog.records]
     assert sum("the lease cannot be looked at now" in each for each in said) == 1
     assert sum("can be looked at again" in each for each in said) == 1
