@@ -76,7 +76,9 @@ def write(runs: Sequence[Run], committed: Committed, options: argparse.Namespace
     """Writes the result and its picture; the result's place."""
     about = setup(options)
     now = {"commit": about["commit"], "threads": options.threads, "command": about["command"]}
-    memory = options.memory[0]
+    # A part that is run with another memory does not become the headline.
+    kept = {run.given.memory for run in runs}
+    memory = HEADLINE_MEMORY if HEADLINE_MEMORY in kept else options.memory[0]
     found = results(
         runs,
         setup=about,

@@ -236,6 +236,8 @@ def test_a_result_is_made_in_parts_and_goes_on_in_any_clone(
     taken.clear()
     command("--contestants", "ncm", "knn", "--seeds", "0", "--memory", "3", "--again", "ncm")
     assert taken == ["ncm-10x15-0-m3-val"]
+    assert command("--contestants", "ncm", "--seeds", "0", "--memory", "10")["headline_memory"] == 10
+    assert command("--contestants", "ncm", "--seeds", "0", "--memory", "2")["headline_memory"] == 10
 
 
 def test_a_contestant_that_cannot_be_had_is_named_with_the_reason(
