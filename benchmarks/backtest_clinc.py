@@ -88,8 +88,8 @@ def processor() -> str:
 
 
 def commit() -> str | None:
-    """The commit that the working tree stands on; None where git or the repository is missing."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit that the working tree stands on, with `-dirty` where it was changed since; None without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

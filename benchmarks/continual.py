@@ -36,7 +36,7 @@ from backtest_clinc import commit, processor
 from contestants.backbone import Backbone
 from contestants.base import Context, Order
 from contestants.child import Task
-from contestants.committed import Committed
+from contestants.committed import Committed, note, noted
 from contestants.contest import Given, Outcome, Run, Unavailable, contend, finished, read_run, whole, write_run
 from contestants.entrants import ENTRANTS, Entrant
 from contestants.features import FrozenFeatures
@@ -53,7 +53,7 @@ RESULT = "continual.json"
 HEADLINE_MEMORY = 10
 QUICK = ("ncm", "slda", "knn", "ridge", "naive_lora", "er", "er_ewc")
 PRESENTATION = frozenset({"committed.py", "comparison.py", "plot.py", "results.py"})
-"""What shows figures, and does not make them."""
+"""Modules of `contestants` that show figures, and do not make them."""
 QUICK_STREAM, QUICK_EVALUATION = 20, 10
 """Rows of a class for what trains the encoder, where it is to be quick."""
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def write(runs: Sequence[Run], committed: Committed, options: argparse.Namespace) -> Path:
     """Writes the result and its picture; the result's place."""
     about = setup(options)
-    now = {"commit": about["commit"], "threads": options.threads, "command": about["command"]}
+    now = taken(options)
     # A part that is run with another memory does not become the headline.
     kept = {run.given.memory for run in runs}
     memory = HEADLINE_MEMORY if HEADLINE_MEMORY in kept else options.memory[0]
@@ -85,7 +85,7 @@ def write(runs: Sequence[Run], committed: Committed, options: argparse.Namespace
         about={run.given.contestant: ENTRANTS[run.given.contestant].about for run in runs},
         memory=memory,
         ceilings=[name for name, entrant in ENTRANTS.items() if entrant.keeps_all],
-        taken=lambda run: committed.taken(run) or now,
+        taken=lambda run: committed.taken(run) or noted(run, options.out) or now,
     )
     options.results.mkdir(parents=True, exist_ok=True)
     file: Path = options.results / RESULT
@@ -183,6 +183,7 @@ def contest(options: argparse.Namespace, committed: Committed) -> list[Run]:
                     if done is None:
                         features = frozen[ENTRANTS[name].all_layers]
                         done = take(given, shaped(order, name, options), backbone, features, options)
+                        note(done, options.out, taken(options))
                         write_run(done, options.out)
                     runs[given.name] = done
     return list(runs.values())
@@ -276,7 +277,7 @@ def code_digest(*packages: ModuleType) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for package in packages:
         for path in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
-            if path.name not in PRESENTATION:
+            if package is not contestants or path.name not in PRESENTATION:
                 digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -296,6 +297,11 @@ def command(options: argparse.Namespace) -> str:
     }
     said = (f"--{name} {' '.join(map(str, values))}" for name, values in given.items())
     return " ".join(["python benchmarks/continual.py", *said])
+
+
+def taken(options: argparse.Namespace) -> dict[str, Any]:
+    """What a run of now is taken with."""
+    return {"commit": commit(), "threads": options.threads, "command": command(options)}
 
 
 def setup(options: argparse.Namespace) -> dict[str, Any]:

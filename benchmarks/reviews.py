@@ -36,7 +36,7 @@ from backtest_clinc import commit, processor
 from contestants.backbone import Backbone
 from contestants.base import Context, Order, Rows, Session
 from contestants.child import Task
-from contestants.committed import Committed
+from contestants.committed import Committed, note, noted
 from contestants.contest import Given, Run, Unavailable, contend, finished, read_run, whole, write_run
 from contestants.entrants import ENTRANTS
 from contestants.features import FrozenFeatures
@@ -79,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     committed = Committed(file)
     runs = {run.given.name: run for run in committed.runs}
     backbone = Backbone(MODEL)
+    taken = {"commit": commit(), "threads": options.threads}
     for seed in options.seeds:
         order = dealt(texts, seed)
         for name in options.contestants:
@@ -88,16 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run = None if name in options.again else read_run(given, options.out)
             if run is None:
                 run = take(given, order, backbone, options)
+                note(run, options.out, taken)
                 write_run(run, options.out)
             runs[given.name] = run
-    taken = {"commit": commit(), "threads": options.threads}
     found = results(
         list(runs.values()),
         setup={"command": "python benchmarks/reviews.py", "cores": os.cpu_count(), "processor": processor(), **taken},
         about={run.given.contestant: ENTRANTS[run.given.contestant].about for run in runs.values()},
         memory=options.memory,
         ceilings=[name for name, entrant in ENTRANTS.items() if entrant.keeps_all],
-        taken=lambda run: committed.taken(run) or taken,
+        taken=lambda run: committed.taken(run) or noted(run, options.out) or taken,
     )
     # The goals are CLINC150's.
     del found["goals"]

@@ -14,6 +14,22 @@ from contestants.figures import Figures, SessionFigures
 GIVEN = ("contestant", "order", "seed", "memory", "evaluation", "settings")
 
 
+def note(run: Run, folder: Path, taken: Mapping[str, Any]) -> None:
+    """Writes beside a run that was just made what it was taken with: another commit may put it into the result."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _noted(run, folder).write_text(json.dumps(dict(taken)), encoding="utf-8")
+
+
+def noted(run: Run, folder: Path) -> Mapping[str, Any] | None:
+    """What `note` wrote of the run; None where it was made before that was kept."""
+    path = _noted(run, folder)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _noted(run: Run, folder: Path) -> Path:
+    return folder / f"{run.given.name}.taken.json"
+
+
 def packed(right: str | None) -> dict[str, Any] | None:
     """Answers of a run (1 for each row that was right, else 0) as a number in base 16, and how many they are."""
     return {"rows": len(right), "bits": f"{int(right, 2):x}"} if right else None

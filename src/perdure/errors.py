@@ -9,6 +9,7 @@ PerdureError
 │   └── ModelNotFound                 an encoder that is neither a folder, nor packaged, nor in the local cache
 ├── RecordError (also ValueError)     a record cannot be read: it goes to quarantine with this reason
 ├── StreamError                       the stream cannot be reached or written
+├── TrainingDiverged                  an update's loss is not a number any more; the champion stays
 ├── StoreFull                         the disk is full, or cannot be written; what was committed before is whole
 │   └── SpoolFull                     the spool holds as much as it may, because the stream does not take it
 ├── StoreBusy                         another process holds the store that only one may write
@@ -52,6 +53,10 @@ class SettingError(UsageError):
 
 class TooFewLabels(UsageError):
     """Fewer than two labels have examples enough: there is nothing to tell apart yet."""
+
+
+class TrainingDiverged(PerdureError):
+    """The loss of an update is not a number any more: nothing can be made of what it trained."""
 
 
 class ExtraMissing(UsageError):

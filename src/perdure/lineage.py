@@ -16,7 +16,7 @@ LOOKS = 10
 """Turns for which one challenger is trained on and judged; then the next begins at the champion again."""
 
 PROMOTIONS = 100
-"""Promotions that are looked through for what people did since: a turn makes two at most."""
+"""Promotions that are looked through for what people did since: a turn makes three at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,9 @@ class Undecided:
 
     version: str
     looks: int
-    """How often the judge has looked at it, or at what it came from."""
+    """Turns in which the judge has looked at it, or at what it came from."""
+    asked: int = 0
+    """Rows that had come since it was trained when it was last asked about them."""
 
 
 def undecided_in(history: Sequence[str], registry: Registry, *, unlearned: int = 0) -> Undecided | None:
@@ -35,14 +37,14 @@ def undecided_in(history: Sequence[str], registry: Registry, *, unlearned: int =
     champion, no challenger would ever know more than that; so it goes on from the challenger, which is thereby trained
     on all turns since, and asked again in each of them: about what has come, before it learns from that, and after it.
     One that failed a check is dropped, and so is one that is older than what a person promoted or rolled back, or than
-    an erasure, or has been looked at `LOOKS` times.
+    an erasure of labels, or has been looked at in `LOOKS` turns.
 
     Args:
         history: summaries of the last turns, oldest first.
         registry: where candidates and promotions are.
         unlearned: what erasures have taken out of the head until now, as memory counts it.
     """
-    last, seconds = _last_candidate(history)
+    last, promotion = _last_candidate(history)
     if last is None or last.outcome != "inconclusive":
         return None
     try:
@@ -50,20 +52,43 @@ def undecided_in(history: Sequence[str], registry: Registry, *, unlearned: int =
     except (VersionNotFound, VersionDamaged):
         return None
     looks = int(card.metrics.get("looks", 1))
-    # Whoever stepped in while that turn was under way was not known to it.
-    began = card.created - seconds
     if looks >= LOOKS or card.unlearned < unlearned:
         return None
-    if any(entry.by != JUDGE and entry.at >= began for entry in registry.promotions(PROMOTIONS)):
+    # Whoever stepped in while that turn was under way was not known to it.
+    if any(entry.by != JUDGE and entry.number >= promotion for entry in registry.promotions(PROMOTIONS)):
         return None
-    return Undecided(last.version, looks)
+    return Undecided(last.version, looks, int(card.metrics.get("since", 0)))
 
 
-def _last_candidate(history: Sequence[str]) -> tuple[CandidateResult | None, float]:
-    """The last challenger and the wall time of its turn."""
+def _last_candidate(history: Sequence[str]) -> tuple[CandidateResult | None, int]:
+    """The last challenger and the number that its turn's first promotion would have had."""
     for summary in reversed(history):
         result = TurnResult.decode(summary)
         for candidate in reversed(result.candidates):
             if candidate.kind in CHALLENGERS:
-                return candidate, result.wall_seconds
-    return None, 0.0
+                return candidate, result.promotion
+    return None, 0
+
+
+def owes_erasure(history: Sequence[str], registry: Registry, *, unlearned: int) -> bool:
+    """Whether the champion's head knows what was asked to be forgotten, and no turn has tried to replace this one.
+
+    A turn whose head came too late, or whose champion a person has replaced since, has used up the erasure, and nothing
+    else would start the next one.
+
+    Args:
+        history: summaries of the last turns, oldest first.
+        registry: where the champion is.
+        unlearned: what erasures have taken out of the head until now, as memory counts it.
+    """
+    champion = registry.champion()
+    if champion is None or not history:
+        return False
+    try:
+        knows = registry.card(champion.version).unlearned < unlearned
+    except (VersionNotFound, VersionDamaged):
+        # A turn with something to learn will say so.
+        return False
+    last = TurnResult.decode(history[-1])
+    late = any(one.outcome == "stale" for one in last.candidates)
+    return knows and (late or last.champion != champion.version)

@@ -35,8 +35,9 @@ from perdure.learn.challenger import Challenger, carried_files, origin_of
 from perdure.learn.gate import Gated, gate
 from perdure.learn.leverage import Leverage
 from perdure.learn.material import Encodings, Material
+from perdure.learn.seen import Seen
 from perdure.learn.waiting import Waiting
-from perdure.lineage import undecided_in
+from perdure.lineage import Undecided, owes_erasure, undecided_in
 from perdure.memory import IngestCounts, Memory, TurnState
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier, load_classifier, shared_encoder
 from perdure.model.head import Statistics
@@ -115,6 +116,7 @@ class Loop:
             number=state.number,
             champion_before=state.champion,
             champion=self._champion_name(),
+            promotion=state.promotion,
             candidates=tuple(judged),
             gate=dict(material.gated.counts()),
             ingested=asdict(ingested),
@@ -126,7 +128,8 @@ class Loop:
         )
         self._stage("finish")
         self._memory.finish(json.dumps(summary.to_json()))
-        self._registry.collect(self._settings.registry.retain)
+        undecided = self._undecided()
+        self._registry.collect(self._settings.registry.retain, keep=[undecided.version] if undecided else [])
         logger.info("%s", summary.line())
         return summary
 
@@ -141,7 +144,10 @@ class Loop:
         return self._inflow.bring(self._memory, next_page)
 
     def _anything_new(self) -> bool:
-        return bool(self._memory.deltas(1)) or self._memory.rebuild_due or self._memory.counts().fresh > 0
+        counts = self._memory.counts()
+        if self._memory.deltas(1) or self._memory.rebuild_due or counts.fresh > 0:
+            return True
+        return owes_erasure(self._memory.history(1), self._registry, unlearned=counts.totals.unlearned)
 
     def _freeze(self) -> tuple[TurnState, AnalyticClassifier | None]:
         """Fixes this turn's rows, its champion and the number that its first promotion will have."""
@@ -350,11 +356,13 @@ class Loop:
         if champion is None or folder is None or not self._settings.lora.enabled:
             return None
         origin = waiting.origin if waiting else origin_of(champion, folder)
+        seen = waiting.seen if waiting else Seen.load(folder)
         candidate = self._challenger.candidate(
             material,
             champion,
             Leverage.load(folder),
             origin,
+            seen or Seen(),
             self._memory.representatives,
             statistics.counts,
             name,
@@ -366,11 +374,7 @@ class Loop:
 
     def _waiting(self) -> Waiting | None:
         """The challenger on which the judge could not decide in the last turns."""
-        if not self._settings.lora.enabled:
-            return None
-        found = undecided_in(
-            self._memory.history(LOOK_BACK), self._registry, unlearned=self._memory.counts().totals.unlearned
-        )
+        found = self._undecided() if self._settings.lora.enabled else None
         if found is None:
             return None
         try:
@@ -378,11 +382,15 @@ class Loop:
             classifier = self._load(found.version)
             if classifier is None or classifier.adapted is None:
                 return None
-            origin = origin_of(classifier, folder)
+            origin, seen = origin_of(classifier, folder), Seen.load(folder)
         except (VersionDamaged, VersionNotFound) as error:
             logger.warning("the LoRA update goes on from the champion: %s", error)
             return None
-        return Waiting(found.version, classifier.adapted, origin, carried_files(folder), found.looks)
+        return Waiting(found.version, classifier.adapted, origin, carried_files(folder), seen, found.looks, found.asked)
+
+    def _undecided(self) -> Undecided | None:
+        unlearned = self._memory.counts().totals.unlearned
+        return undecided_in(self._memory.history(LOOK_BACK), self._registry, unlearned=unlearned)
 
     # ── champions ──
     def _champion_name(self) -> str | None:

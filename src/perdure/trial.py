@@ -110,8 +110,8 @@ class Trial:
             settings=self._settings.judge,
             artifact=artifact,
             shift=_shift(candidate, material, champion),
-            # k·(k+1)/2: all looks at one challenger together spend what one look may.
-            candidates=CANDIDATES * candidate.looks * (candidate.looks + 1) // 2,
+            # The sum of 1 / (k·(k+1)) is 1: all turns that look at one challenger spend together what one turn may.
+            candidates=CANDIDATES * (candidate.looks * (candidate.looks + 1) if candidate.kind == "lora" else 1),
             rolled_back=name in self._registry.rolled_back(),
             erasure=known is not None and known < unlearned,
         )
@@ -141,15 +141,17 @@ class Trial:
             },
             verdict=verdict.to_json(),
         )
-        files = {**made.files, **self._drift_files, **self._report(candidate, material, verdict)}
+        files = {**made.files, **self._drift_files, **self._report(candidate, material, champion, verdict)}
         return self._registry.write(card, files, made.shared)
 
-    def _report(self, candidate: Candidate, material: Material, verdict: Verdict) -> dict[str, bytes]:
+    def _report(
+        self, candidate: Candidate, material: Material, champion: AnalyticClassifier | None, verdict: Verdict
+    ) -> dict[str, bytes]:
         counts = self._memory.counts()
         name = candidate.classifier.version
         page = turn_page(
             number=self._state.number,
-            champion=self._state.champion,
+            champion=champion.version if champion else None,
             judged=[Judged(candidate.kind, name, verdict, candidate.evidence, candidate.notes)],
             promoted=name if verdict.outcome == "promote" else None,
             drift=self._drift,

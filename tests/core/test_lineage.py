@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from perdure.lineage import LOOKS, Undecided, undecided_in
+from perdure.lineage import LOOKS, Undecided, owes_erasure, undecided_in
 from perdure.records import now
 from perdure.registry import JUDGE, Card, EncoderCard, Registry
 from perdure.turn import CandidateResult, TurnResult
@@ -31,12 +32,12 @@ def card(name: str, looks: int = 1) -> Card:
     )
 
 
-def turn(number: int, *, seconds: float = 0.0, **outcomes: str) -> str:
+def turn(number: int, *, promotion: int = 2, champion: str = "v1-head", **outcomes: str) -> str:
     """The summary of a turn whose candidates, named by their kinds, met these outcomes."""
     candidates = [
         CandidateResult(f"v{number}-{kind}", kind, outcome, "", 1.0, 1.0) for kind, outcome in outcomes.items()
     ]
-    result = TurnResult(number, "v1-head", "v1-head", tuple(candidates), wall_seconds=seconds)
+    result = TurnResult(number, "v1-head", champion, promotion=promotion, candidates=tuple(candidates))
     return json.dumps(result.to_json())
 
 
@@ -76,11 +77,19 @@ def test_what_the_judge_promotes_since_does_not_end_it_but_what_people_do_does(r
 
 
 def test_who_steps_in_while_a_turn_is_under_way_is_not_passed_over(registry: Registry) -> None:
+    """Whatever the clocks say, and however often the turn was killed."""
     registry.write(card("v1-old"), {"head.safetensors": b"o"})
     registry.promote("v1-old", reason="safer", by="ann")
     registry.write(card("v2-lora"), {"adapter.safetensors": b"a"})
-    assert undecided_in([turn(2, seconds=60.0, lora="inconclusive")], registry) is None
-    assert undecided_in([turn(2, seconds=0.0, lora="inconclusive")], registry) is not None
+    assert undecided_in([turn(2, promotion=2, lora="inconclusive")], registry) is None
+    assert undecided_in([turn(2, promotion=3, lora="inconclusive")], registry) is not None
+
+
+def test_what_was_asked_is_known_of_one_that_was_asked_again(registry: Registry) -> None:
+    made = card("v3-challenger")
+    registry.write(made.model_copy(update={"metrics": {"looks": 2.0, "since": 40.0}}), {"adapter.safetensors": b"a"})
+    history = [turn(2, lora="inconclusive"), turn(3, challenger="inconclusive")]
+    assert undecided_in(history, registry) == Undecided("v3-challenger", 2, asked=40)
 
 
 def test_one_that_is_not_there_any_more_is_not_gone_on_from(registry: Registry) -> None:
@@ -94,3 +103,29 @@ def test_an_erasure_since_then_ends_it(registry: Registry) -> None:
     history = [turn(2, lora="inconclusive")]
     assert undecided_in(history, registry, unlearned=0) is not None
     assert undecided_in(history, registry, unlearned=1) is None
+
+
+@pytest.mark.parametrize(
+    ("last", "owed"),
+    [
+        (turn(2, head="promote"), False),
+        (turn(2, head="keep"), False),
+        (turn(2), False),
+        (turn(2, head="stale"), True),
+        (turn(2, champion="v2-head", head="promote"), True),
+    ],
+    ids=["promoted", "refused", "no candidate", "late", "replaced"],
+)
+def test_an_erasure_that_a_turn_has_used_up_in_vain_is_owed(registry: Registry, last: str, owed: bool) -> None:
+    assert owes_erasure([turn(1, first="promote"), last], registry, unlearned=1) is owed
+    assert not owes_erasure([last], registry, unlearned=0), "the champion knows nothing that it should not"
+    assert not owes_erasure([], registry, unlearned=1)
+
+
+def test_a_champion_that_cannot_be_read_owes_nothing_yet(tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path))
+    registry.write(card("v2-head"), {"head.safetensors": b"h"})
+    registry.promote("v2-head", reason="better", by="ann")
+    assert owes_erasure([turn(2, head="stale")], registry, unlearned=1)
+    (tmp_path / "versions" / "v2-head" / "card.json").write_text("{}", encoding="utf-8")
+    assert not owes_erasure([turn(2, head="stale")], Registry(str(tmp_path)), unlearned=1)

@@ -142,3 +142,23 @@ def test_an_adapter_on_the_old_head_still_owes_the_erasure(desk, sentences, monk
     desk.teach("refund", count=2, name="last", at=3000.0, seed=9)
     assert desk.turn(lora__enabled=False, judge__min_rows=1000).champion == "v000003-head"
     assert desk.registry().card("v000003-head").unlearned == 6
+
+
+def test_a_turn_that_came_too_late_leaves_no_erasure_behind(desk, sentences):
+    """Somebody promotes while the turn with the erasure is under way: the next turn needs nothing new to go on."""
+    teach_around(desk, ann=True, sentences=sentences)
+    desk.turn(lora__enabled=False)
+    desk.teach("refund", "parcel", name="more", at=200.0, seed=1)
+    desk.turn(lora__enabled=False)
+    desk.forget("ann", 1000.0)
+
+    def stage(name: str) -> None:
+        if name == "judge head":
+            desk.registry().promote("v000001-head", reason="safer", by="bo")
+
+    late = desk.turn(stage=stage, lora__enabled=False)
+    assert [one.outcome for one in late.candidates] == ["stale"]
+    owed = desk.turn(lora__enabled=False)
+    assert not owed.empty
+    assert (owed.promoted, desk.registry().card(owed.champion).unlearned) == (True, 6)
+    assert desk.turn(lora__enabled=False).empty

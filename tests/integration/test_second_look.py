@@ -134,3 +134,36 @@ def test_one_that_fails_a_check_is_dropped(undecided, sentences):
     result = undecided.turn(**{**BLURRED, "gate__enabled": False, "judge__negative_flips": 0.0})
     assert fates(result)["challenger"][1] == "keep"
     assert undecided.registry().card("v000002-lora").notes == ()
+
+
+def test_what_comes_in_small_turns_is_asked_about_together(undecided):
+    """None of the turns brings enough to learn from, or to ask about."""
+    few = {**BLURRED, "lora__min_rows": 60}
+    for turn in range(2):
+        at = 100.0 + 10 * turn
+        undecided.teach("refund", "parcel", "login", name=f"few {turn}", at=at, count=5, seed=1 + turn)
+        found = fates(undecided.turn(**few))
+        assert ("challenger" in found) == (turn == 1)
+        assert "lora" not in found
+    assert found["challenger"][0] == "v000003-challenger"
+    card = undecided.registry().card("v000003-challenger")
+    assert card.metrics["since"] == 30.0
+
+
+def test_it_is_asked_again_when_as_many_have_come_once_more(undecided):
+    strict = {**BLURRED, "judge__confidence": 1 - 1e-12, "judge__margin": 0.02, "lora__min_rows": 1000}
+    asked = []
+    for turn in range(4):
+        at = 100.0 + 10 * turn
+        undecided.teach("refund", "parcel", "login", name=f"some {turn}", at=at, count=10, seed=1 + turn)
+        asked.append("challenger" in fates(undecided.turn(**strict)))
+    assert asked == [True, True, False, True]
+    assert undecided.registry().card("v000005-challenger").metrics["since"] == 120.0
+
+
+def test_it_is_kept_while_it_waits(undecided):
+    few = {**BLURRED, "registry__retain": 1, "lora__min_rows": 1000}
+    for turn in range(3):
+        undecided.teach("refund", "parcel", "login", name=f"few {turn}", at=100.0 + 10 * turn, count=3, seed=1 + turn)
+        undecided.turn(**few)
+    assert "v000001-lora" in undecided.registry().versions()

@@ -70,7 +70,7 @@ class LoraSettings(Section):
     """Passes over the training rows in one update."""
     batch: Count = 32
     """Rows in one training step."""
-    learning_rate: Positive = 5e-4
+    learning_rate: Positive = 1e-3
     """Of AdamW, at its peak."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the large matrix products while training; `auto` takes bfloat16 where the device has instructions for it.
@@ -87,8 +87,8 @@ class LoraSettings(Section):
     """Most new rows that one update trains on; with `replay_rows` it bounds the update's cost."""
     replay_rows: Annotated[int, Field(ge=0)] = 4000
     """Most remembered rows that one update trains on; 0 switches replay off."""
-    shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-    """Weights of the adapted head in the mean of both heads' log probabilities, to choose from on rows that it has not
+    shares: Annotated[tuple[Share, ...], Field(min_length=1)] = tuple(tenths / 10 for tenths in range(1, 10))
+    """Weights of the adapted head in the mean of both heads' log probabilities, to choose among on rows that it has not
     seen."""
     min_rows: Count = 16
     """Fewer new rows than this are not worth an update."""

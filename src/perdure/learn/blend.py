@@ -46,9 +46,10 @@ class Unseen:
 def fit_blend(champion: AnalyticClassifier, adapted: AdaptedHead, rows: Unseen, shares: Sequence[float]) -> AdaptedHead:
     """`adapted` with a temperature, a share and a sharpness that give unseen rows a good mean log score.
 
-    Of the shares it takes the smallest whose score is within one standard error of the best: the frozen head has seen
-    all that ever came, and keeps what the rows do not prove to be said better by the other. (Breiman, Friedman, Olshen
-    and Stone, "Classification and Regression Trees", 1984, choose the simplest tree so.)
+    The share is the mean of `shares`, each weighted by the probability that it gives the rows, which are as many as
+    their weights leave them to be: the posterior mean where all shares are as likely before. So few rows move it little
+    from the middle, and many take it to the best, without a jump where two are about as good.
+    (Kish, "Survey Sampling", 1965: n weighted rows say as much as (Σw)² / Σw² that count the same.)
 
     Args:
         champion: whose frozen head is the other one.
@@ -58,12 +59,12 @@ def fit_blend(champion: AnalyticClassifier, adapted: AdaptedHead, rows: Unseen, 
     """
     factor = fit_temperature(adapted.logits(rows.embeddings), rows.truth, adapted.labels, rows.weights)
     adapted = replace(adapted, temperature=adapted.temperature * factor)
-    heads = [_sharpened(champion, replace(adapted, share=share, sharpness=1.0), rows) for share in sorted(shares)]
     weights, columns = _known(champion, rows)
-    scores = [_log_scores(_blended(champion, head, rows), columns) for head in heads]
-    best = max(scores, key=lambda one: float(weights @ one))
-    within = (float(weights @ (best - one)) <= _standard_error(best - one, weights) for one in scores)
-    return next(compress(heads, within))
+    heads = [_sharpened(champion, replace(adapted, share=share, sharpness=1.0), rows) for share in shares]
+    scores = np.asarray([weights @ _log_scores(_blended(champion, head, rows), columns) for head in heads])
+    given = np.exp(_count(weights) * (scores - scores.max()))
+    share = float(given @ np.asarray(shares) / given.sum())
+    return _sharpened(champion, replace(adapted, share=share, sharpness=1.0), rows)
 
 
 def unseen_blend(champion: AnalyticClassifier, adapted: AdaptedHead, rows: Unseen, shares: Sequence[float]) -> Scores:
@@ -137,6 +138,6 @@ def _log_scores(scores: Scores, columns: Sequence[int | None]) -> Double:
     return np.log(np.maximum(np.asarray(given, dtype=np.float64), LEAST_PROBABILITY))
 
 
-def _standard_error(values: Double, weights: Double) -> float:
-    """Of the weighted mean of n values; weights sum to 1."""
-    return float(np.sqrt((weights**2) @ (values - weights @ values) ** 2))
+def _count(weights: Double) -> float:
+    """How many rows of equal weight say as much; weights sum to 1, or are all 0."""
+    return 1.0 / float(weights @ weights) if weights.any() else 0.0

@@ -25,7 +25,7 @@ class Candidate:
     notes: tuple[str, ...] = ()
     """What a person should know of how it was made, a sentence each."""
     looks: int = 1
-    """How often the judge looks at it or at what it came from, this time included."""
+    """Turns in which the judge looks at it or at what it came from, this one included."""
 
     def files(self) -> dict[str, bytes]:
         """All files of the version."""

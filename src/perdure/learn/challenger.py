@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,19 +14,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from perdure.config import Settings
-from perdure.errors import VersionDamaged
+from perdure.errors import TrainingDiverged, VersionDamaged
 from perdure.judge.evidence import Evidence, Source
-from perdure.learn.blend import Unseen, fit_blend, unseen_blend
+from perdure.learn.blend import Unseen, fit_blend, unseen_blend, unseen_sharpened
 from perdure.learn.candidate import Candidate
 from perdure.learn.ewc import Anchor
 from perdure.learn.leverage import Leverage, unseen_scores
 from perdure.learn.lora import HEAD, HEAD_SCALE, LoraLearner, Origin, TrainingSet, Update
 from perdure.learn.material import Labelled, Material
+from perdure.learn.seen import SEEN_FILE, Seen
 from perdure.learn.temperature import traffic_weights
 from perdure.model.adapter import Adapter
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier
 from perdure.model.encoder import Encoder
-from perdure.records import Float, Sample, is_held_out
+from perdure.records import Sample, is_held_out
 
 logger = logging.getLogger(__name__)
 
@@ -60,17 +62,20 @@ class Challenger:
         champion: AnalyticClassifier,
         leverage: Leverage,
         origin: Origin | None,
+        seen: Seen,
         representatives: Representatives,
         counts: Mapping[str, int],
         name: str,
     ) -> Candidate | None:
-        """A version with a new adapter beside the champion's head; None when there is too little to learn from.
+        """A version with a new adapter beside the champion's head; None when there is too little to learn from, or
+        training diverges.
 
         Args:
             material: this turn's rows and samples.
             champion: what is served now; its frozen head is kept.
             leverage: of the champion's head.
             origin: what the update goes on from; None to begin a new adapter.
+            seen: what that was offered.
             representatives: memory's choice of samples to replay.
             counts: rows that each label has had.
             name: the version's name.
@@ -84,14 +89,20 @@ class Challenger:
         replay = self._replay(material, champion, representatives, frozenset(train.keys) | material.doubtful())
         rows = train + replay
         data = TrainingSet(rows.texts, rows.labels, fresh=len(train))
-        update = LoraLearner(
+        learner = LoraLearner(
             self._encoder,
             self._settings.lora,
             seed=self._settings.seed + material.turn,
             device=self._settings.device,
             progress=self._progress,
-        ).update(data, origin)
-        return self._judged(update, data, champion, leverage, material, counts, name)
+        )
+        try:
+            update = learner.update(data, origin)
+        except TrainingDiverged as error:
+            logger.warning("no LoRA candidate: %s", error)
+            return None
+        candidate = self._judged(update, data, champion, leverage, material, counts, name)
+        return replace(candidate, extra={**candidate.extra, **seen.beside(material.offered()).files()})
 
     def _fresh(self, material: Material, champion: AnalyticClassifier) -> Labelled:
         """What the gate lets through, at most `lora.fresh_rows`, spread over the labels."""
@@ -156,7 +167,7 @@ class Challenger:
             texts=rows.texts,
             truth=rows.labels,
             source=tuple(sources),
-            champion=champion.combine(scores, _fitting(champion, before.adapted)),
+            champion=unseen_sharpened(champion, before.adapted, unseen),
             candidate=unseen_blend(champion, trained_head, unseen, shares),
         )
         metrics = {
@@ -179,10 +190,6 @@ def _evidence(material: Material, champion: AnalyticClassifier, share: float) ->
     return rows.where(
         [label in known and is_held_out(key, share) for key, label in zip(rows.keys, rows.labels, strict=True)]
     )
-
-
-def _fitting(champion: AnalyticClassifier, adapted: Float | None) -> Float | None:
-    return adapted if champion.adapted is not None else None
 
 
 def origin_of(classifier: AnalyticClassifier, folder: Path) -> Origin | None:
@@ -239,5 +246,4 @@ def _anchor_file(anchor: Anchor) -> dict[str, bytes]:
 
 def carried_files(folder: Path) -> Mapping[str, bytes]:
     """Files of a version that a head update passes on unchanged."""
-    path = folder / EWC_FILE
-    return {EWC_FILE: path.read_bytes()} if path.exists() else {}
+    return {name: (folder / name).read_bytes() for name in (EWC_FILE, SEEN_FILE) if (folder / name).exists()}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from perdure.config import Device, LoraSettings
+from perdure.errors import TrainingDiverged
 from perdure.learn.batches import mixed_batches
 from perdure.learn.device import product_precision, training_device
 from perdure.learn.ewc import Anchor, decayed_sum
@@ -98,6 +99,7 @@ class LoraLearner:
         Raises:
             ValueError: there are no rows.
             SettingError: the device or the precision that is wanted is not there.
+            TrainingDiverged: the loss is not a number any more.
         """
         rng = np.random.default_rng(self._seed)
         trained = self._trained(data, origin, rng)
@@ -126,6 +128,7 @@ class LoraLearner:
         Raises:
             ValueError: there are no rows.
             SettingError: the device or the precision that is wanted is not there.
+            TrainingDiverged: the loss is not a number any more.
         """
         return self._trained(data, origin, np.random.default_rng(self._seed))
 
@@ -197,8 +200,13 @@ class LoraLearner:
                 schedule.step()
                 losses.append(loss)
                 self._progress(step + 1, len(batches))
-        tail = losses[-max(1, len(losses) // 10) :]
-        return len(batches), float(torch.stack(tail).mean())
+        tail = float(torch.stack(losses[-max(1, len(losses) // 10) :]).mean())
+        if not math.isfinite(tail):
+            raise TrainingDiverged(
+                f"the update's loss is {tail} after {len(batches)} steps with lora.learning_rate "
+                f"{settings.learning_rate}: lower it"
+            )
+        return len(batches), tail
 
 
 def _name_of(encoder: Encoder) -> EncoderName:

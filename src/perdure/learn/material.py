@@ -114,6 +114,11 @@ class Material:
         rows = (decision.row for decision in self.gated.of("quarantine"))
         return frozenset(sample_key(row.label, row.text) for row in rows if row.label is not None)
 
+    def offered(self) -> tuple[str, ...]:
+        """Keys of all that an update may have been trained on in this turn, pseudo-labelled rows among them."""
+        pseudo = [(one.row.text, one.label) for one in self.gated.of("pseudo") if one.label is not None]
+        return (*self.remembered().keys, *self.labelled().keys, *Labelled.of(pseudo).keys)
+
     def copies(self, keys: Sequence[str]) -> Double:
         """How often the head's statistics hold each of n samples of this turn or of memory."""
         here = Counter(sample_key(row.label, row.text) for row in self.rows if row.label is not None)

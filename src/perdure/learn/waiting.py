@@ -12,6 +12,7 @@ from perdure.learn.candidate import Candidate
 from perdure.learn.leverage import Leverage, unseen_scores
 from perdure.learn.lora import Origin
 from perdure.learn.material import Encodings, Labelled, Material
+from perdure.learn.seen import Seen
 from perdure.learn.temperature import traffic_weights
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier
 from perdure.records import is_held_out
@@ -26,9 +27,13 @@ class Waiting:
     origin: Origin | None
     """What an update goes on from."""
     carried: Mapping[str, bytes]
-    """Its files that go on unchanged: the EWC anchor."""
+    """Its files that go on unchanged."""
+    seen: Seen | None
+    """What it was offered; None where nobody knows."""
     looks: int
-    """How often the judge has looked at it, or at what it came from."""
+    """Turns in which the judge has looked at it, or at what it came from."""
+    asked: int = 0
+    """Rows that had come since when it was last asked."""
 
     def candidate(
         self,
@@ -42,9 +47,10 @@ class Waiting:
     ) -> Candidate | None:
         """The challenger once more, before anything is learned in this turn; None where too little has come.
 
-        What has come since is the best evidence there is: neither the champion nor the adapter has been trained on any
-        of it, where a candidate that is trained in this turn has only what is held out. So its weight beside the
-        champion's head is chosen anew, too: half of the rows by what the other half advises.
+        What has come since is the best evidence there is: the adapter has seen none of it, and the champion's head is
+        asked as if it had not, where a candidate that is trained in this turn has only what is held out. So its weight
+        beside the champion's head is chosen anew, too: half of the rows by what the other half advises. While it is not
+        trained on, it is asked again when as many rows once more have come: each look costs the next some evidence.
 
         Args:
             champion: what is served now; its frozen head is kept.
@@ -55,8 +61,8 @@ class Waiting:
             settings: of everything.
             name: the version's name.
         """
-        since, held_out = self._rows(champion, leverage, material, settings.memory.holdout_share)
-        if len(since) < settings.judge.min_rows:
+        since, held_out = self._rows(champion, material, settings.memory.holdout_share)
+        if len(since) < max(settings.judge.min_rows, 2 * self.asked):
             return None
         rows = since + held_out
         encoded = encodings(rows.texts)
@@ -65,14 +71,13 @@ class Waiting:
         unseen = Unseen(scores, encoded.adapted, rows.labels, traffic_weights(rows.labels, counts))
         shares = settings.lora.shares
         adapted = fit_blend(champion, self.adapted, unseen, shares)
-        sources: list[Source] = ["fresh"] * len(since)
-        sources += ["held_out"] * len(held_out)
-        before = material.encodings(rows.texts).adapted if champion.adapted is not None else None
+        fresh = frozenset(material.fresh().keys) & frozenset(since.keys)
+        sources: list[Source] = ["fresh" if key in fresh else "held_out" for key in rows.keys]
         evidence = Evidence(
             texts=rows.texts,
             truth=rows.labels,
             source=tuple(sources),
-            champion=unseen_sharpened(champion, before, unseen),
+            champion=unseen_sharpened(champion, material.encodings(rows.texts).adapted, unseen),
             candidate=unseen_blend(champion, self.adapted, unseen, shares),
         )
         note = f"It is the adapter of {self.version}, whose verdict was inconclusive, asked about what has come since."
@@ -82,25 +87,15 @@ class Waiting:
             leverage,
             evidence,
             self.carried,
-            {"share": adapted.share},
+            {"share": adapted.share, "since": float(len(since))},
             (note,),
             looks=self.looks + 1,
         )
 
-    def _rows(
-        self, champion: AnalyticClassifier, leverage: Leverage, material: Material, share: float
-    ) -> tuple[Labelled, Labelled]:
-        """What has come since, and what was held out; of labels that the champion knows."""
-        fresh, known = material.fresh(), frozenset(champion.labels)
-        # What has a leverage came before, and the adapter may have been trained on it.
-        since = fresh.where(
-            [label in known and key not in leverage.of for label, key in zip(fresh.labels, fresh.keys, strict=True)]
-        )
-        new, others = frozenset(since.keys), fresh + material.remembered()
-        held_out = others.where(
-            [
-                label in known and key not in new and is_held_out(key, share)
-                for label, key in zip(others.labels, others.keys, strict=True)
-            ]
-        )
-        return since, held_out
+    def _rows(self, champion: AnalyticClassifier, material: Material, share: float) -> tuple[Labelled, Labelled]:
+        """What has come since, in this turn or in others, and what was held out; of labels that the champion knows."""
+        rows, known = material.fresh() + material.remembered(), frozenset(champion.labels)
+        rows = rows.where([label in known for label in rows.labels])
+        before = frozenset(rows.keys if self.seen is None else self.seen.keys)
+        since = rows.where([key not in before for key in rows.keys])
+        return since, rows.where([key in before and is_held_out(key, share) for key in rows.keys])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -202,11 +202,12 @@ class Registry:
         self._erasures.add(erasures)
 
     # ── retention ──
-    def collect(self, retain: int) -> tuple[str, ...]:
+    def collect(self, retain: int, *, keep: Collection[str] = ()) -> tuple[str, ...]:
         """Deletes old versions and returns their names.
 
         Kept are the newest `retain`, the champions of the last `retain` promotions and the one in force, the one that
-        a rollback would return to, and the parents of all these. What a killed writer left behind goes after a day.
+        a rollback would return to, those in `keep`, and the parents of all these. What a killed writer left behind goes
+        after a day.
         """
         if retain < 1:
             raise ValueError(f"retain must be at least 1, got {retain}")
@@ -215,10 +216,10 @@ class Registry:
         last = self._log.last()
         if last is not None:
             promoted |= {last.version, *(entry.version for entry in islice(self._servable(last), 1))}
-        keep = {*names[-retain:], *promoted}
+        kept = {*names[-retain:], *promoted, *keep}
         # Also of champions that a store does not list yet.
-        keep |= {parent for name in keep if (parent := self._parent(name))}
-        deleted = tuple(name for name in names if name not in keep)
+        kept |= {parent for name in kept if (parent := self._parent(name))}
+        deleted = tuple(name for name in names if name not in kept)
         self._check()
         for name in deleted:
             self._versions.delete(name)

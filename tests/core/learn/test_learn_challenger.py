@@ -8,16 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load
 from safetensors.torch import save_file
 
 from perdure.config import Settings
 from perdure.errors import VersionDamaged
 from perdure.learn.analytic import HeadLearner
+from perdure.learn.blend import Unseen, unseen_sharpened
 from perdure.learn.candidate import Candidate
 from perdure.learn.challenger import EWC_FILE, Challenger, carried_files, load_anchor, origin_of
 from perdure.learn.leverage import LEVERAGE_FILE, Leverage, unseen_scores
 from perdure.learn.lora import HEAD, LoraLearner, Origin, TrainingSet, Update
 from perdure.learn.material import Encodings, Labelled, Material
+from perdure.learn.seen import SEEN_FILE, Seen
+from perdure.learn.temperature import traffic_weights
 from perdure.memory import Delta
 from perdure.model.classifier import AnalyticClassifier, load_classifier
 from perdure.model.encoder import Encoder, load_encoder
@@ -78,9 +82,9 @@ class Turns:
         def representatives(label: str, k: int) -> tuple[Sample, ...]:
             return tuple(one for one in samples if one.label == label and not one.held_out)[:k]
 
-        origin = origin_of(champion, self.at(champion.version))
+        origin, seen = origin_of(champion, self.at(champion.version)), Seen.load(self.at(champion.version))
         counts = Counter(one.label for one in samples)
-        return challenger.candidate(material, champion, leverage, origin, representatives, counts, name)
+        return challenger.candidate(material, champion, leverage, origin, seen or Seen(), representatives, counts, name)
 
     def material(self, pairs: Pairs, past: Pairs = (), champion: AnalyticClassifier | None = None) -> Material:
         adapter = champion.adapted.adapter if champion and champion.adapted else None
@@ -163,8 +167,11 @@ def test_evidence_shows_the_head_without_its_row_on_both_sides(turns: Turns, req
     rows = Labelled.of(list(zip(evidence.texts, evidence.truth, strict=True)))
     scores = unseen_scores(champion, first.leverage, turns.encoder.features(rows.texts, 16), rows.keys, rows.labels)
     assert evidence.champion is not None
-    np.testing.assert_allclose(evidence.champion.probabilities, champion.combine(scores, None).probabilities, atol=1e-4)
     embeddings = classifier.adapted.adapter.embeddings(rows.texts, 16)
+    weights = traffic_weights(rows.labels, Counter(label for _, label in past))
+    # It may doubt itself as far as the candidate was fitted to be sure.
+    beside = unseen_sharpened(champion, None, Unseen(scores, embeddings, rows.labels, weights))
+    np.testing.assert_allclose(evidence.champion.probabilities, beside.probabilities, atol=1e-4)
     np.testing.assert_allclose(
         evidence.candidate.probabilities, classifier.combine(scores, embeddings).probabilities, atol=1e-4
     )
@@ -247,13 +254,25 @@ def test_too_few_rows_to_learn_from_make_no_candidate(turns: Turns, requests: Re
     assert (candidate is not None) == made == bool(turns.given)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_training_that_diverges_makes_no_candidate(
+    turns: Turns, requests: Requests, caplog: pytest.LogCaptureFixture
+) -> None:
+    past, now = requests(LABELS, 10), requests(LABELS, 10, skip=10)
+    first = turns.head(past)
+    material, champion = turns.material(now, past), turns.keep(first)
+    assert turns.lora(material, champion, first.leverage, learning_rate=1e38) is None
+    assert "loss is nan" in caplog.text
+    assert "lora.learning_rate 1e+38: lower it" in caplog.text
+
+
 # ── the version ──
 def test_what_is_written_is_what_was_judged(turns: Turns, requests: Requests) -> None:
     past, now = requests(LABELS, 10), requests(LABELS, 10, skip=10)
     first = turns.head(past)
     candidate = turns.lora(turns.material(now, past), turns.keep(first), first.leverage)
     assert candidate is not None
-    assert set(candidate.files()) == {MODEL_FILE, HEAD_FILE, ADAPTER_FILE, LEVERAGE_FILE, EWC_FILE}
+    assert set(candidate.files()) == {MODEL_FILE, HEAD_FILE, ADAPTER_FILE, LEVERAGE_FILE, EWC_FILE, SEEN_FILE}
     read = turns.keep(candidate)
     texts = [text for text, _ in now]
     assert np.array_equal(read.scores(texts).probabilities, candidate.classifier.scores(texts).probabilities)
@@ -261,7 +280,8 @@ def test_what_is_written_is_what_was_judged(turns: Turns, requests: Requests) ->
     assert Leverage.load(turns.at("v2")) == Leverage.load(turns.at("v1"))
     assert read.adapted is not None
     assert candidate.classifier.adapted is not None
-    assert read.adapted.share == candidate.classifier.adapted.share in turns.settings.lora.shares
+    shares = turns.settings.lora.shares
+    assert min(shares) < read.adapted.share == candidate.classifier.adapted.share < max(shares)
     assert read.adapted.labels == LABELS
 
 
@@ -291,7 +311,8 @@ def test_the_anchor_goes_through_its_file(turns: Turns, requests: Requests) -> N
         torch.testing.assert_close(found.theta[name], value, rtol=2**-8, atol=0)
         torch.testing.assert_close(found.fisher[name], wanted.fisher[name], rtol=2**-8, atol=1e-38)
         assert found.theta[name].dtype == found.fisher[name].dtype == torch.float32
-    assert carried_files(turns.at("v2")) == {EWC_FILE: (turns.at("v2") / EWC_FILE).read_bytes()}
+    carried = carried_files(turns.at("v2"))
+    assert carried == {name: (turns.at("v2") / name).read_bytes() for name in (EWC_FILE, SEEN_FILE)}
 
 
 def test_a_version_without_an_anchor_has_none(turns: Turns, requests: Requests) -> None:
@@ -347,6 +368,30 @@ def test_the_next_update_goes_on_from_the_champion_and_its_anchor(turns: Turns, 
     assert turns.updates[1].dropped is None
     assert turns.updates[1].penalty > 0
     assert third.evidence.champion is not None
+
+
+def test_a_version_says_what_its_adapter_was_offered(turns: Turns, material_of: MaterialOf, requests: Requests) -> None:
+    """What was skipped, doubted or guessed, too; and what the version that it goes on from was offered."""
+    past, now = requests(LABELS, 10), requests(LABELS, 10, skip=10)
+    first = turns.head(past)
+    champion = turns.keep(first)
+    actions = ["learn"] * 10 + ["skip"] * 5 + ["quarantine"] * 5 + ["pseudo"] * 5 + ["ignore"] * 5
+    second = turns.lora(material_of(now, past, actions=actions), champion, first.leverage)
+    assert second is not None
+    offered = {sample_key(label, text) for text, label in [*past, *now]}
+    champion = turns.keep(second)
+    assert Seen.load(turns.at("v2")) == Seen(tuple(offered_to(second)))
+    assert set(offered_to(second)) == offered
+    assert SEEN_FILE in carried_files(turns.at("v2"))
+    later = requests(LABELS, 10, skip=20)
+    third = turns.lora(turns.material(later, (), champion), champion, second.leverage, "v3")
+    assert third is not None
+    turns.keep(third)
+    assert set(offered_to(third)) == offered | {sample_key(label, text) for text, label in later}
+
+
+def offered_to(candidate: Candidate) -> list[str]:
+    return [row.tobytes().hex() for row in load(candidate.extra[SEEN_FILE])["keys"]]
 
 
 @pytest.mark.usefixtures("imprints")
@@ -409,5 +454,8 @@ def test_a_champion_that_was_cut_elsewhere_is_left_behind_but_compared(
     assert third.evidence.champion is not None
     rows = Labelled.of(list(zip(third.evidence.texts, third.evidence.truth, strict=True)))
     scores = unseen_scores(champion, second.leverage, champion.encode(rows.texts).features, rows.keys, rows.labels)
-    wanted = champion.combine(scores, champion.encode(rows.texts).adapted).probabilities
+    before = champion.encode(rows.texts).adapted
+    assert before is not None
+    weights = traffic_weights(rows.labels, Counter(label for _, label in [*past, *now]))
+    wanted = unseen_sharpened(champion, before, Unseen(scores, before, rows.labels, weights)).probabilities
     np.testing.assert_allclose(third.evidence.champion.probabilities, wanted, atol=1e-3)

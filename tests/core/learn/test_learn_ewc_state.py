@@ -22,6 +22,7 @@ from perdure.learn.challenger import Challenger, load_anchor, origin_of
 from perdure.learn.ewc import Anchor
 from perdure.learn.lora import HEAD, LoraLearner, Origin, TrainingSet, Update
 from perdure.learn.material import Material
+from perdure.learn.seen import Seen
 from perdure.memory import Delta
 from perdure.model.classifier import AnalyticClassifier, load_classifier
 from perdure.model.encoder import Encoder, load_encoder
@@ -38,7 +39,6 @@ RESTARTED = """
 import sys
 from pathlib import Path
 from safetensors.torch import load_file, save_file
-from perdure.learn.challenger import load_anchor
 folder, moved, found = map(Path, sys.argv[1:])
 theta = {name: value.requires_grad_() for name, value in load_file(moved).items()}
 penalty = load_anchor(folder).penalty(theta)
@@ -88,6 +88,7 @@ class Versions:
             champion,
             head.leverage,
             origin_of(champion, self.folder / champion.version),
+            Seen(),
             representatives,
             {},
             name,
