@@ -39,6 +39,7 @@ RESTARTED = """
 import sys
 from pathlib import Path
 from safetensors.torch import load_file, save_file
+from perdure.learn.challenger import load_anchor
 folder, moved, found = map(Path, sys.argv[1:])
 theta = {name: value.requires_grad_() for name, value in load_file(moved).items()}
 penalty = load_anchor(folder).penalty(theta)
