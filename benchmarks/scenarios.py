@@ -5,9 +5,9 @@
 
 Each scenario is a `perdure backtest` of a stream derived from CLINC150's; beside them, joint LoRA from scratch says
 what retraining would cost (from benchmarks/results/continual.json where that has it, else trained here once). Figures,
-goals and the ablation go into benchmarks/results/scenarios.json once all is there, and into --out before that. What is
-finished is not run again without --fresh; what was interrupted goes on. `--quick` takes few rows and labels, one
-repeat and cheaper settings; it ends in 10 minutes on two cores.
+goals, the ablation and what is missing go into benchmarks/results/scenarios.json where all that is there is of one
+state of the code, and else into --out. What is finished is not run again without --fresh; what was interrupted goes on.
+`--quick` takes few rows and labels, one repeat and cheaper settings; it ends in 10 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except PerdureError as error:
         sys.exit(f"scenarios.py: {error}")
     told = results(found, size, options)
-    # Only the figures in full, with the defaults, on the rows to report, belong beside the README.
-    one_code = len({str(run.given["code"]) for run in found.runs.values()}) == 1
-    reportable = options.eval == "test" and one_code and not (options.quick or options.set or found.missing)
+    # Only figures of one code on all rows, with the defaults, on the rows to report, belong beside the README.
+    one_code = BASE in found.runs and len({str(run.given["code"]) for run in found.runs.values()}) == 1
+    reportable = options.eval == "test" and one_code and not (options.quick or options.set)
     folder = options.results or (RESULTS if reportable else options.folder)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "scenarios.json"
