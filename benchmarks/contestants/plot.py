@@ -26,6 +26,8 @@ STYLE: dict[Any, Any] = {
 }
 MARKERS = "osD^vPX*"
 PANEL = (6.6, 4.6)
+FRAME = 0.2
+"""Whoever ends so far below the best leaves the frame; else nothing could be told apart of the others."""
 OURS = "perdure"
 """Drawn over the others."""
 
@@ -41,10 +43,10 @@ def draw(panels: Mapping[str, Mapping[str, Curve]], path: Path, *, title: str) -
     names = sorted({name for curves in panels.values() for name in curves})
     styles = {name: _style(index, name) for index, name in enumerate(names)}
     with rc_context(STYLE):
-        figure = Figure(figsize=(PANEL[0] * max(len(panels), 1), PANEL[1]))
+        figure = Figure(figsize=(PANEL[0], PANEL[1] * max(len(panels), 1)))
         figure.suptitle(title)
         for index, (order, curves) in enumerate(panels.items()):
-            axes = figure.add_subplot(1, len(panels), index + 1)
+            axes = figure.add_subplot(len(panels), 1, index + 1)
             _panel(axes, order, curves, styles)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="svg", metadata={"Date": None})
@@ -63,6 +65,9 @@ def _panel(axes: Axes, order: str, curves: Mapping[str, Curve], styles: Mapping[
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
     if ranked:
+        near = [name for name in ranked if curves[name][-1][1] >= curves[ranked[0]][-1][1] - FRAME]
+        lowest = min(share for name in near for _, share in curves[name])
+        axes.set_ylim(lowest - 0.05 * (1 - lowest), 1.0)
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, title="after the last session, %")
 
 
