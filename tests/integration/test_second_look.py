@@ -167,3 +167,17 @@ def test_it_is_kept_while_it_waits(undecided):
         undecided.teach("refund", "parcel", "login", name=f"few {turn}", at=100.0 + 10 * turn, count=3, seed=1 + turn)
         undecided.turn(**few)
     assert "v000001-lora" in undecided.registry().versions()
+
+
+def test_all_looks_at_one_challenger_spend_together_what_one_may(undecided):
+    """A fifth for three candidates a turn; of that 1 / (1·2) for the first look, and 1 / (2·3) for the next."""
+    undecided.teach("refund", "parcel", "login", name="more", at=100.0, count=30, seed=1)
+    undecided.turn(**{**BLURRED, "judge__margin": 1e-6})
+    for version, confidence in (
+        ("v000001-lora", "96.7 %"),
+        ("v000002-challenger", "98.9 %"),
+        ("v000002-head", "93.3 %"),
+    ):
+        checks = undecided.registry().card(version).verdict["checks"]
+        (known,) = [check["sentence"] for check in checks if check["name"] == "known_labels"]
+        assert f"({confidence}, n=" in known
