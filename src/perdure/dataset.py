@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from perdure.errors import DataError, UsageError
 from perdure.records import MAX_TEXT_BYTES, Interaction, Label, Subject
 
+SURPLUS = "\0"
+"""Key of what a CSV row has beyond the columns of the header; no column is called so."""
+
 
 class DataRow(BaseModel):
     """One row of a data file."""
@@ -113,7 +116,7 @@ def _csv(path: Path, data: bytes) -> Iterator[tuple[int, DataRow]]:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(str(path), line, f"not UTF-8: {error.reason}; save the file as UTF-8") from error
     csv.field_size_limit(MAX_TEXT_BYTES)
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=SURPLUS, strict=True)
     missing = {"text", "label"} - set(reader.fieldnames or ())
     if missing:
         found = ", ".join(map(repr, reader.fieldnames or ())) or "nothing"
@@ -125,6 +128,14 @@ def _csv(path: Path, data: bytes) -> Iterator[tuple[int, DataRow]]:
         )
     try:
         for fields in reader:
+            surplus = fields.pop(SURPLUS, ())
+            if any(surplus):
+                raise DataError(
+                    str(path),
+                    reader.line_num,
+                    f"{len(surplus)} more than the {len(reader.fieldnames or ())} columns that the header names, "
+                    f"{surplus[0]!r} first: put a text with commas into double quotes",
+                )
             yield (
                 reader.line_num,
                 _row(path, reader.line_num, {key: value for key, value in fields.items() if key and value}),

@@ -106,6 +106,11 @@ class Loop:
             if not self._anything_new():
                 number, serving = self._memory.turn().number, self._champion_name()
                 return TurnResult(number, serving, serving, note="nothing new", ingested=asdict(ingested))
+        else:
+            logger.warning(
+                "turn %d was interrupted and goes on: what has come since, erasures included, waits for the next turn",
+                self._memory.turn().number,
+            )
         state, champion = self._freeze()
         self._stage("statistics")
         encodings = self._encodings(champion.adapted if champion else None)

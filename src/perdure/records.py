@@ -42,7 +42,12 @@ def _whole(value: Any) -> Any:
     return whole_characters(value) if isinstance(value, str) else value
 
 
-Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS), BeforeValidator(_whole)]
+def _bare(value: Any) -> Any:
+    # "refund " and "refund" look the same wherever a person reads them, and would be two classes.
+    return whole_characters(value).strip() if isinstance(value, str) else value
+
+
+Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS), BeforeValidator(_bare)]
 Subject = Annotated[str, Field(min_length=1, max_length=1000), BeforeValidator(_whole)]
 
 

@@ -109,6 +109,7 @@ def test_a_line_that_is_not_utf8_is_named(file):
         ("words,kind\nx,a\n", "line 1: no column label nor text"),
         ("text,label\nx,a\n,b\n", "line 3: field text: Field required"),
         ('text,label\n"x\ny",a\nz\n', "line 4: field label: Field required"),
+        ("text,label\nwhere is it, please,track\n", "line 2: 1 more than the 2 columns .*'track' first: put a text"),
         ('text,label\nx,a\n"y"z,b\nz,c\n', "line 3: not CSV"),
         ('text,label\nx,a\n"y,b\n', "line 3: not CSV"),
     ],
@@ -126,6 +127,17 @@ def test_a_text_of_a_megabyte_is_read_and_a_longer_one_told(file):
         read_rows(file("b.jsonl", json.dumps({"text": longest + "x", "label": "a"})))
     with pytest.raises(DataError, match="line 2"):
         read_rows(file("b.csv", f"text,label\n{longest}xx,a\n"))
+
+
+def test_a_comma_at_the_end_of_a_row_is_no_column(file):
+    assert [row.label for row in read_rows(file("rows.csv", "text,label\nx,a,\ny,b\n"))] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("rows.csv", "text,label\nx, a \n"), ("r.jsonl", '{"text": "x", "label": " a "}')]
+)
+def test_a_label_has_no_blanks_around_it(file, name, text):
+    assert read_rows(file(name, text))[0].label == "a"
 
 
 @pytest.mark.parametrize(("name", "text"), [("rows.jsonl", "\n \n"), ("rows.csv", "text,label\n"), ("empty.jsonl", "")])

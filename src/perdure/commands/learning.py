@@ -51,8 +51,10 @@ def fit(
     settings = load_settings(config, extra)
     rows = read_rows(data, read_labels(labels) if labels else None)
     _check_labels(data, rows, settings)
-    # An installation that only serves must say so before anything is recorded, not after.
+    # An installation that only serves must say so before anything is recorded, not after; so must a wrong encoder.
     import_module("perdure.loop")
+    classifier = import_module("perdure.model.classifier")
+    classifier.shared_encoder(settings.model.name, settings.model.max_tokens, settings.lora.layers)
     waits = f"Recording {len(rows):,} rows in {settings.stream.url}"
     with open_stream(settings.stream) as stream, stderr.status(waits) if stderr.is_terminal else nullcontext():
         stream.append(_records(rows, file_digest(data)))

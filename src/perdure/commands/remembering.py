@@ -7,11 +7,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.table import Table
 
 from perdure.commands.options import AsJson, ConfigFile, Overrides, print_json, stdout
 from perdure.config import load_settings
-from perdure.errors import StoreBusy
+from perdure.errors import StoreBusy, UsageError
 
 if TYPE_CHECKING:
     from perdure.memory import MemoryCounts, Quarantined
@@ -70,8 +71,13 @@ def forget(
 
     settings = load_settings(config, overrides or ())
     until = now()
+    try:
+        erasure = Erasure(time=until, subject=subject)
+    except ValidationError as error:
+        said = f"has {len(subject):,} characters" if subject else "is empty"
+        raise UsageError(f"the subject {subject[:40]!r} {said}: give 1 to 1,000 characters") from error
     with open_stream(settings.stream) as stream:
-        stream.append([Erasure(time=until, subject=subject)])
+        stream.append([erasure])
         removed = stream.forget(subject, until)
         not_reached = NOT_REACHED + (NOT_REACHED_REMOTE if stream.remote else ())
     samples, when, head = 0, "with the next turn: the trainer has the memory open", "gives the labels back"

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from perdure.commands.options import AsJson, ConfigFile, Overrides, print_json, stdout
 from perdure.config import load_settings
@@ -16,7 +16,16 @@ from perdure.errors import VersionDamaged
 if TYPE_CHECKING:
     from perdure.registry import Card, Promotion
 
-Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the log of promotions.")]
+
+def _said_something(reason: str) -> str:
+    if not reason.strip():
+        raise typer.BadParameter(f"{reason!r} says nothing: whoever reads the log of promotions wants to know why")
+    return reason
+
+
+Reason = Annotated[
+    str, typer.Option("--reason", callback=_said_something, help="Why; it stands in the log of promotions.")
+]
 
 
 def versions(config: ConfigFile = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
@@ -45,22 +54,27 @@ def versions(config: ConfigFile = None, overrides: Overrides = None, as_json: As
     if not cards and not damaged:
         stdout.print(f"No versions in {registry.name} yet. Make one: perdure fit --data FILE")
         return
-    table = Table("", "version", "made", "labels", "accuracy", "verdict", "why")
+    table = Table("", Column("version", no_wrap=True), "made", "labels", "accuracy", "verdict")
     for card in cards:
         verdict = card.verdict or {}
         accuracy = card.metrics.get("accuracy")
         table.add_row(
             "▶" if champion and card.name == champion.version else "",
             card.name,
-            datetime.fromtimestamp(card.created, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+            datetime.fromtimestamp(card.created, UTC).strftime("%Y-%m-%d %H:%M"),
             str(len(card.labels)),
             "–" if accuracy is None else f"{accuracy:.1%}",
             str(verdict.get("outcome", "–")),
-            str(verdict.get("sentence", "")),
         )
-    for name, problem in damaged.items():
-        table.add_row("", name, "–", "–", "–", "damaged", problem)
+    for name in damaged:
+        table.add_row("", name, "–", "–", "–", "damaged")
     stdout.print(table)
+    # Below, as sentences beside the names would leave no room for either.
+    for card in cards:
+        if why := (card.verdict or {}).get("sentence"):
+            stdout.print(f"{card.name}: {why}")
+    for name, problem in damaged.items():
+        stdout.print(f"{name}: {problem}")
     stdout.print("Accuracy is on the rows that the judge compared on; ▶ is what is served.")
 
 
