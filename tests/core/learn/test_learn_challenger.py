@@ -17,6 +17,7 @@ from perdure.learn.analytic import HeadLearner
 from perdure.learn.blend import Unseen, unseen_sharpened
 from perdure.learn.candidate import Candidate
 from perdure.learn.challenger import EWC_FILE, Challenger, carried_files, load_anchor, origin_of
+from perdure.learn.gate import Gated
 from perdure.learn.leverage import LEVERAGE_FILE, Leverage, unseen_scores
 from perdure.learn.lora import HEAD, LoraLearner, Origin, TrainingSet, Update
 from perdure.learn.material import Encodings, Labelled, Material
@@ -376,7 +377,12 @@ def test_a_version_says_what_its_adapter_was_offered(turns: Turns, material_of: 
     first = turns.head(past)
     champion = turns.keep(first)
     actions = ["learn"] * 10 + ["skip"] * 5 + ["quarantine"] * 5 + ["pseudo"] * 5 + ["ignore"] * 5
-    second = turns.lora(material_of(now, past, actions=actions), champion, first.leverage)
+    made = material_of(now, past, actions=actions)
+    # Nobody has labelled what is guessed.
+    bare = {one.row.id: dataclasses.replace(one.row, label=None) for one in made.gated.of("pseudo")}
+    decisions = tuple(dataclasses.replace(one, row=bare.get(one.row.id, one.row)) for one in made.gated.decisions)
+    rows = tuple(bare.get(row.id, row) for row in made.rows)
+    second = turns.lora(dataclasses.replace(made, rows=rows, gated=Gated(decisions)), champion, first.leverage)
     assert second is not None
     offered = {sample_key(label, text) for text, label in [*past, *now]}
     champion = turns.keep(second)
