@@ -382,7 +382,10 @@ def test_a_version_says_what_its_adapter_was_offered(turns: Turns, material_of: 
     bare = {one.row.id: dataclasses.replace(one.row, label=None) for one in made.gated.of("pseudo")}
     decisions = tuple(dataclasses.replace(one, row=bare.get(one.row.id, one.row)) for one in made.gated.decisions)
     rows = tuple(bare.get(row.id, row) for row in made.rows)
-    second = turns.lora(dataclasses.replace(made, rows=rows, gated=Gated(decisions)), champion, first.leverage)
+    guessed = {row.text for row in bare.values()}
+    samples = tuple(one for one in made.samples if one.text not in guessed)
+    material = dataclasses.replace(made, rows=rows, samples=samples, gated=Gated(decisions))
+    second = turns.lora(material, champion, first.leverage)
     assert second is not None
     offered = {sample_key(label, text) for text, label in [*past, *now]}
     champion = turns.keep(second)
