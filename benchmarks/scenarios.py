@@ -126,6 +126,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("var/bench/scenarios"))
     parser.add_argument("--results", type=Path, help="where the JSON goes")
+    parser.add_argument("--note", default="", help="what a reader must know of how it was taken; stands in the setup")
     options = parser.parse_args(arguments)
     for name in (STREAM, f"{options.eval}.jsonl"):
         if not (options.data / name).is_file():
@@ -244,6 +245,7 @@ def setup(options: argparse.Namespace) -> dict[str, Any]:
     """What the figures were taken with."""
     return {
         "command": "python benchmarks/scenarios.py",
+        "note": options.note,
         "quick": options.quick,
         "evaluation": f"{options.eval}.jsonl",
         "memory_per_class": options.memory_per_class,
