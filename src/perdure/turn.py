@@ -29,8 +29,6 @@ class TurnResult:
     number: int
     champion_before: str | None
     champion: str | None
-    promotion: int = 0
-    """The number that a promotion of it would have first, fixed when it read its champion."""
     candidates: tuple[CandidateResult, ...] = ()
     gate: Mapping[str, int] = field(default_factory=dict)
     """How many rows were learned, skipped, put into quarantine, pseudo-labelled and ignored."""
@@ -41,6 +39,8 @@ class TurnResult:
     """Why there was no candidate, where there was none."""
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
+    promotion: int = 0
+    """The number that a promotion of it would have first, fixed when it read its champion."""
 
     @property
     def promoted(self) -> bool:
