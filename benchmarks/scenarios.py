@@ -256,7 +256,7 @@ def setup(options: argparse.Namespace) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "processor": processor(),
         "python": platform.python_version(),
-        "commit": commit(),
+        "written_at": commit(),
         **{name: version(name) for name in ("perdure", "torch", "transformers", "peft", "faiss-cpu", "numpy")},
     }
 

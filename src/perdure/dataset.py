@@ -179,10 +179,11 @@ def read_labels(path: Path) -> tuple[str, ...]:
     try:
         fields = json.loads(text)
     except ValueError:
-        fields = [line.strip() for line in text.splitlines() if line.strip()]
-    if not isinstance(fields, (list, dict)) or not all(isinstance(label, str) and label for label in fields):
+        fields = [line for line in text.splitlines() if line.strip()]
+    if not isinstance(fields, (list, dict)) or not all(isinstance(label, str) and label.strip() for label in fields):
         raise UsageError(f"the label file {path} must hold a JSON list of labels, an object, or one label a line")
-    labels = tuple(dict.fromkeys(fields))
+    # As a row's label, each without blanks around it.
+    labels = tuple(dict.fromkeys(label.strip() for label in fields))
     if len(labels) < 2:
         raise UsageError(
             f"the label file {path} has {len(labels)} label{'' if len(labels) == 1 else 's'}"

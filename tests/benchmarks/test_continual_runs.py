@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -238,6 +239,30 @@ def test_a_result_is_made_in_parts_and_goes_on_in_any_clone(
     assert taken == ["ncm-10x15-0-m3-val"]
     assert command("--contestants", "ncm", "--seeds", "0", "--memory", "10")["headline_memory"] == 10
     assert command("--contestants", "ncm", "--seeds", "0", "--memory", "2")["headline_memory"] == 10
+
+
+def test_a_run_keeps_the_commit_that_made_it(
+    command: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was interrupted before the result was written, and went on at another commit."""
+    monkeypatch.setattr(continual, "commit", lambda: "one")
+    command("--contestants", "ncm", "--seeds", "0", "--memory", "3")
+    (tmp_path / "out" / "continual.json").unlink()
+    monkeypatch.setattr(continual, "commit", lambda: "two")
+    found = command("--contestants", "ncm", "knn", "--seeds", "0", "--memory", "3")
+    assert [run["taken"]["commit"] for run in found["runs"]] == ["one", "two"]
+
+
+def test_the_judge_is_part_of_the_code(tmp_path: Path) -> None:
+    """Its comparison has the name of a module of the contest that only shows figures."""
+
+    def digest(name: str, text: str) -> str:
+        (tmp_path / "comparison.py").write_text(text, encoding="utf-8")
+        package = ModuleType(name)
+        package.__file__ = str(tmp_path / "__init__.py")
+        return continual.code_digest(package)
+
+    assert digest("perdure", "a") != digest("perdure", "b")
 
 
 def test_a_contestant_that_cannot_be_had_is_named_with_the_reason(

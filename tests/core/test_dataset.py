@@ -140,6 +140,13 @@ def test_a_label_has_no_blanks_around_it(file, name, text):
     assert read_rows(file(name, text))[0].label == "a"
 
 
+@pytest.mark.parametrize("text", ['[" a ", "b"]', '{"a ": 1, "b": 2}', " a \n\nb\n"])
+def test_a_label_file_has_them_without_blanks_too(file, text):
+    labels = read_labels(file("labels.json", text))
+    assert labels == ("a", "b")
+    assert read_rows(file("rows.csv", "text,label\nx, a \n"), labels)[0].label == "a"
+
+
 @pytest.mark.parametrize(("name", "text"), [("rows.jsonl", "\n \n"), ("rows.csv", "text,label\n"), ("empty.jsonl", "")])
 def test_a_file_without_rows_is_told(file, name, text):
     with pytest.raises(UsageError, match="has no rows: give at least two labels"):

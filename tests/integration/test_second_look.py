@@ -64,6 +64,8 @@ def test_it_is_promoted_by_rows_that_came_since_all_of_them(undecided):
     assert registry.card("v000002-lora").metrics["looks"] == 1.0
     page = registry.fetch("v000002-challenger", undecided.folder / "elsewhere") / "report.html"
     assert "asked about what has come since" in page.read_text(encoding="utf-8")
+    page = registry.fetch("v000002-head", undecided.folder / "elsewhere") / "report.html"
+    assert "on champion v000002-challenger" in page.read_text(encoding="utf-8")
 
 
 def test_one_that_still_is_undecided_learns_and_is_asked_again(undecided):
