@@ -16,7 +16,7 @@ from perdure.model.classifier import AnalyticClassifier
 from perdure.model.encoder import Encoder
 from perdure.model.layout import ADAPTER_GRAPH, ENCODER_GRAPH, ENGINE_FILE, TOKENIZER
 
-SCHEME = 1
+SCHEME = 2
 """Of the graphs: a version's encoder is exported anew when this changes."""
 
 

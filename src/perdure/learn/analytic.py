@@ -55,8 +55,7 @@ class HeadLearner:
             deltas: n labels with their signs.
             material_features: frozen features of their texts, n × inputs.
         """
-        # What goes out must be to the last bit what came in, in other company.
-        for rows, features in self.features.blocks(material_features, fixed_shapes=True):
+        for rows, features in self.features.blocks(material_features):
             part = deltas[rows]
             statistics.update(features, [delta.label for delta in part], [delta.sign for delta in part])
 

@@ -15,12 +15,15 @@ exact in float64: the head's statistics do not depend on the order of rows, and 
 last bit."""
 
 BLOCK = 256
-"""Rows of the blocks in which features are computed where they must not depend on their company."""
+"""Rows that are projected at once: few enough for the cache."""
 
 MANY = 16 * BLOCK
 """Rows whose features are held at once where there may be any number of them."""
 
-KIND = "orthogonal"
+EXACT = 24
+"""Whole numbers of so many bits are exact in float32."""
+
+KIND = "orthogonal-exact"
 """Names how the projection is drawn: weights and sums that were made with another kind are worth nothing here."""
 
 ROUNDS = 3
@@ -38,6 +41,11 @@ class RandomFeatures:
     Features", NIPS 2016): closer to the kernel than independent rows, and computed in O(p·√p) from 3·p signs where a
     dense Ω would have to be read from memory whole for every text. Where D/2 is more than p there are several such Ω.
     The signs follow from the seed alone: Philox's raw stream is fixed for all versions of NumPy (NEP 19).
+
+    A row's features are the same to the last bit whatever stands beside it. Before each transform coordinates are
+    rounded to whole numbers that are small enough for all sums of them to be exact in float32: then it does not matter
+    in what order a matrix product adds, which libraries choose by the place of a row and by the processor. Of vectors
+    of length 1 no sum in round r, from 0, is beyond ‖x‖₁ ≤ p^((r+1)/2).
 
     Args:
         inputs: length of x.
@@ -59,43 +67,44 @@ class RandomFeatures:
         blocks = -(-features // (2 * self._width))
         raw = np.random.Philox(key=seed)
         bits = raw.random_raw(blocks * ROUNDS * self._width) >> np.uint64(63)
-        self._signs = (1.0 - 2.0 * bits.astype(np.float32)).reshape(blocks, ROUNDS, self._width)
+        signs = (1.0 - 2.0 * bits.astype(np.float32)).reshape(blocks, ROUNDS, self._width)
+        # Units in 1 at the beginning of each round, the largest powers of 2 with which twice ‖x‖₁ is exact: that leaves
+        # room for vectors that are rounded to a little more than 1.
+        units = 2.0 ** np.floor(EXACT - 1 - power * np.arange(1, ROUNDS + 1) / 2)
+        self._flips = signs * (units / np.concatenate([[1.0], units[:-1]])).astype(np.float32)[:, None]
         # H is the Kronecker product of two smaller ones, so that a transform is two small matrix products.
         self._halves = _hadamard(power // 2), _hadamard(power - power // 2)
-        self._factor = np.float32(1.0 / (bandwidth * self._width))
+        self._factor = np.float32(1.0 / (bandwidth * self._width * units[-1]))
 
     @property
     def scale(self) -> float:
         """Factor by which features are multiplied to have a squared length of 1."""
         return float(np.sqrt(2.0 / self.features))
 
-    def __call__(self, vectors: Float, *, fixed_shapes: bool = False) -> Float:
+    def __call__(self, vectors: Float) -> Float:
         """Features of n × `inputs` vectors: n × D, each a multiple of 1/GRID in [−1, 1], not yet scaled.
 
         Args:
-            vectors: n × `inputs`.
-            fixed_shapes: compute in blocks of `BLOCK` rows, the last one filled up, so that a row's features are the
-                same to the last bit whatever stands beside it. (A matrix product rounds one row alone otherwise than
-                the same row among others, and a feature between two multiples then falls to the other one.) Without it
-                a few rows are faster.
+            vectors: n × `inputs`, each of length 1 or less. (Longer ones have features as well, but those may depend on
+                their company by a multiple.)
         """
         result = np.empty((len(vectors), self.features), dtype=np.float32)
         for start in range(0, len(vectors), BLOCK):
             part = vectors[start : start + BLOCK]
-            padded = np.zeros((BLOCK if fixed_shapes else len(part), self._width), dtype=np.float32)
-            padded[: len(part), : self.inputs] = part
-            result[start : start + len(part)] = self._on_grid(padded)[: len(part)]
+            padded = np.zeros((len(part), self._width), dtype=np.float32)
+            padded[:, : self.inputs] = part
+            result[start : start + len(part)] = self._on_grid(padded)
         return result
 
-    def blocks(self, vectors: Float, *, fixed_shapes: bool = False) -> Iterator[tuple[slice, Float]]:
+    def blocks(self, vectors: Float) -> Iterator[tuple[slice, Float]]:
         """Features of n vectors, `MANY` rows at a time with their places: those of all would take 4·D·n bytes."""
         for start in range(0, len(vectors), MANY):
             rows = slice(start, min(start + MANY, len(vectors)))
-            yield rows, self(vectors[rows], fixed_shapes=fixed_shapes)
+            yield rows, self(vectors[rows])
 
     def _on_grid(self, padded: Float) -> Float:
         half = self.features // 2
-        angles = np.concatenate([self._project(padded, signs) for signs in self._signs], axis=1)[:, :half]
+        angles = np.concatenate([self._project(padded, flips) for flips in self._flips], axis=1)[:, :half]
         angles *= self._factor
         result = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
         result *= np.float32(GRID)
@@ -103,11 +112,13 @@ class RandomFeatures:
         result /= np.float32(GRID)
         return result
 
-    def _project(self, padded: Float, signs: Float) -> Float:
-        """H D₃ H D₂ H D₁ x of each row, its coordinates in an order that does not matter."""
+    def _project(self, padded: Float, flips: Float) -> Float:
+        """H D₃ H D₂ H D₁ x of each row, in units of the last round, coordinates in an order that does not matter."""
         rows = len(padded)
-        for flips in signs:
-            padded = _transformed(padded * flips, *self._halves).reshape(rows, self._width)
+        for flip in flips:
+            whole = padded * flip
+            np.rint(whole, out=whole)
+            padded = _transformed(whole, *self._halves).reshape(rows, self._width)
         return padded
 
 

@@ -50,7 +50,8 @@ def test_a_product_of_rows_with_scales_of_their_own() -> None:
     found = run(model, x=rows)
     # By hand, with the formula.
     scale_x = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-12) / 127
-    scale_w = np.abs(weights).max(axis=0) / 127
+    pairs = weights.reshape(8, 2, 8)
+    scale_w = np.maximum(np.maximum(pairs, 0).sum(axis=1), np.maximum(-pairs, 0).sum(axis=1)).max(axis=0) / 127
     wanted = (np.rint(rows / scale_x) @ np.rint(weights / scale_w)) * scale_x * scale_w
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
     exact = rows @ weights
@@ -60,6 +61,23 @@ def test_a_product_of_rows_with_scales_of_their_own() -> None:
     # Neither the order nor the company of rows is seen.
     for row in range(5):
         assert (run(model, x=rows[row : row + 1])[0] == found[row]).all()
+
+
+def test_the_largest_products_are_exact_on_every_processor() -> None:
+    """Neighbours of one sign at the largest activation, which 16 bits would not hold: an odd number of them as well."""
+    for rows in (2, 7, 64, 385):
+        weights = np.ones((rows, 3), dtype=np.float32)
+        weights[:, 1] = -1
+        weights[::2, 2] = -1
+        for largest in (1.0, -1.0):
+            found = run(quantised(product(weights)), x=np.full((1, rows), largest, dtype=np.float32))
+            np.testing.assert_allclose(found, largest * weights.sum(axis=0, keepdims=True), rtol=0.01)
+    # Alone, a weight keeps all its levels.
+    alone = np.zeros((4, 1), dtype=np.float32)
+    alone[2] = 5.0
+    made = quantised(product(alone))
+    (kept,) = (numpy_helper.to_array(one) for one in made.graph.initializer if one.name == "y.weights")
+    assert kept.ravel().tolist() == [0, 0, 127, 0]
 
 
 def test_what_is_left_as_it_is() -> None:

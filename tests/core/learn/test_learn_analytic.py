@@ -19,10 +19,9 @@ from perdure.memory import Delta
 from perdure.model.adapter import Adapter, AdapterShape, linear_names
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier
 from perdure.model.encoder import Encoder
-from perdure.model.features import RandomFeatures
 from perdure.model.head import Solution, Statistics, leave_one_out, solve
 from perdure.model.layout import HEAD_FILE, MODEL_FILE
-from perdure.records import Float, is_held_out, sample_key
+from perdure.records import is_held_out, sample_key
 
 LABELS = ("card", "login", "parcel")
 Pairs = Sequence[tuple[str, str]]
@@ -82,22 +81,6 @@ def test_what_is_absorbed_can_be_taken_out_row_by_row_to_the_last_bit(
     assert statistics.counts == wanted.counts == dict.fromkeys(LABELS, 6)
     for label in LABELS:
         assert statistics.sums[label].tobytes() == wanted.sums[label].tobytes()
-
-
-def test_absorbing_asks_for_features_that_do_not_depend_on_company(
-    learner: HeadLearner, encoder: Encoder, requests: Requests, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[bool] = []
-    compute = RandomFeatures.__call__
-
-    def spy(self: RandomFeatures, vectors: Float, *, fixed_shapes: bool = False) -> Float:
-        asked.append(fixed_shapes)
-        return compute(self, vectors, fixed_shapes=fixed_shapes)
-
-    monkeypatch.setattr(RandomFeatures, "__call__", spy)
-    learner.absorb(Statistics(128), deltas(requests(LABELS, 2)), np.zeros((6, encoder.inputs), dtype=np.float32))
-    learner.absorb(Statistics(128), [], np.zeros((0, encoder.inputs), dtype=np.float32))
-    assert asked == [True]
 
 
 # ── imprinting ──

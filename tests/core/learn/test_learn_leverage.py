@@ -60,7 +60,7 @@ def test_unseen_scores_are_those_of_a_head_without_the_row(encoder: Encoder) -> 
     keys = [sample_key(label, f"text {row}") for row, label in enumerate(labels)]
     draw = RandomFeatures(encoder.inputs, 64, 1.0, 0)
     statistics = Statistics(64)
-    statistics.update(draw(vectors, fixed_shapes=True), labels, [1] * 20)
+    statistics.update(draw(vectors), labels, [1] * 20)
     solution = solve(statistics, ("a", "b"), 0.1)
     classifier = AnalyticClassifier(
         "v1",
@@ -78,8 +78,8 @@ def test_unseen_scores_are_those_of_a_head_without_the_row(encoder: Encoder) -> 
     found = unseen_scores(classifier, seen, vectors, keys, labels)
     np.testing.assert_allclose(found[10:], solution.scores(draw(vectors))[10:], atol=1e-6)
     for row in (0, 3, 9):
-        statistics.update(draw(vectors[[row]], fixed_shapes=True), [labels[row]], [-1])
+        statistics.update(draw(vectors[[row]]), [labels[row]], [-1])
         refit = solve(statistics, ("a", "b"), 0.1).scores(draw(vectors[[row]]))[0]
         np.testing.assert_allclose(found[row], refit, atol=1e-3)
         assert np.abs(refit - solution.scores(draw(vectors[[row]]))[0]).max() > 0.02
-        statistics.update(draw(vectors[[row]], fixed_shapes=True), [labels[row]], [1])
+        statistics.update(draw(vectors[[row]]), [labels[row]], [1])

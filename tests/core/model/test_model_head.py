@@ -28,7 +28,7 @@ def rows() -> Rows:
     centres = rng.normal(size=(3, 10))
     vectors = np.stack([centres[LABELS.index(label)] for label in labels]) + 0.8 * rng.normal(size=(90, 10))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return RandomFeatures(10, D, 0.7, seed=0)(vectors.astype(np.float32), fixed_shapes=True), labels
+    return RandomFeatures(10, D, 0.7, seed=0)(vectors.astype(np.float32)), labels
 
 
 def statistics_of(rows: Rows, order: NDArray[np.intp] | None = None, parts: int = 1) -> Statistics:
