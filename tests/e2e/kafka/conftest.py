@@ -175,6 +175,11 @@ class Load:
         """Records that the API has said to be recorded."""
         return sum(one.recorded for one in self.asked) + sum(one.recorded for one in self.said)
 
+    @property
+    def sent(self) -> int:
+        """Records that the API was given."""
+        return len(self.asked) + len(self.said)
+
     def _run(self, connection: int) -> None:
         due = time.monotonic()
         with httpx.Client(timeout=10) as client:

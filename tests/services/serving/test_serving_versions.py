@@ -72,7 +72,7 @@ def test_promoting_and_rolling_back_change_what_answers(client, registry, publis
     back = client.post("/v1/rollback").json()
     assert (back["promotion"]["number"], back["promotion"]["version"]) == (3, "v1")
     assert back["promotion"]["kind"] == "rollback"
-    assert back["serving"] == "v2"
+    assert back["serving"] in {"v2", "v1"}, "what serves at that moment: it may have been followed already"
     until(lambda: version_of(client) == "v1")
     assert registry.promotions()[-1].reason == "rolled back by hand"
 
