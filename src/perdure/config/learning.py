@@ -82,7 +82,8 @@ class LoraSettings(Section):
     fisher_samples: Count = 256
     """Rows that the Fisher information is estimated on."""
     distillation: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the cross-entropy to what the adapter answered before the update, over the labels that it knew."""
+    """Weight of the cross-entropy to what the adapter answered before the update, on replayed rows, over the labels
+    that it knew."""
     fresh_rows: Count = 2000
     """Most new rows that one update trains on; with `replay_rows` it bounds the update's cost."""
     replay_rows: Annotated[int, Field(ge=0)] = 4000

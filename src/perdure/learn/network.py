@@ -53,11 +53,9 @@ class Before:
     columns: Tensor
     """C₀ columns of the head that is trained: the labels that it knew."""
     said: Tensor
-    """n × C₀ probabilities; 0 for rows of other processes."""
-
-    def knows(self, targets: Tensor) -> Tensor:
-        """Which of the targets it knew."""
-        return torch.isin(targets, self.columns)
+    """n × C₀ probabilities; 0 for rows that do not teach, and for those of other processes."""
+    teaches: Tensor
+    """Which of the n rows are held to what it said: the replayed ones whose label it knew."""
 
 
 class Network:
@@ -143,17 +141,22 @@ class Network:
         """Keeps what the network answers before it is trained, over the origin's labels, to be distilled.
 
         Li and Hoiem, "Learning without Forgetting", ECCV 2016. The teacher is what the adapter was, not the champion:
-        one that repeats the head with which it is pooled errs where that errs, and the pool gains nothing by it.
+        one that repeats the head with which it is pooled errs where that errs, and the pool gains nothing by it. It
+        speaks of replayed rows alone: of old labels in new words it knows less than their labels say, and would hold
+        back what the update is there to learn.
         """
-        columns = torch.tensor(self._places(origin), dtype=torch.long, device=self._encoder.device)
-        said = torch.zeros(len(self.tokens), len(columns), device=self._encoder.device)
-        rows = sorted(self._mine, key=lambda row: (len(self.tokens[row]), row))
+        device = self._encoder.device
+        columns = torch.tensor(self._places(origin), dtype=torch.long, device=device)
+        replayed = torch.arange(len(self.tokens), device=device) >= self._data.fresh
+        teaches = replayed & torch.isin(self._targets, columns)
+        said = torch.zeros(len(self.tokens), len(columns), device=device)
+        rows = sorted((row for row in self._mine if bool(teaches[row])), key=lambda row: (len(self.tokens[row]), row))
         with torch.no_grad():
             for start in range(0, len(rows), EVALUATION_BATCH):
                 part = rows[start : start + EVALUATION_BATCH]
                 logits = nn.functional.linear(HEAD_SCALE * self._trunks.batch(part).embed(self._top), self.head)
                 said[part] = torch.softmax(logits[:, columns], dim=1)
-        self._before = Before(columns, said)
+        self._before = Before(columns, said, teaches)
 
     def anchor(self, origin: Origin | None) -> Anchor | None:
         """The origin's anchor, its head's rows moved to the places that their labels have now."""
@@ -182,8 +185,8 @@ class Network:
     def loss(self, replica: Replica, rows: Sequence[int], batch: Sequence[int], settings: LoraSettings) -> Tensor:
         """The part of `rows` in the loss of `batch`; the parts add up.
 
-        Cross-entropy over all labels, and towards what the origin answered over those that it knows; both are means
-        over `batch`.
+        Cross-entropy over all labels, a mean over `batch`, and towards what the origin answered, over the labels that
+        it knows, a mean over those of `batch` that it teaches.
         """
         embeddings = self._trunks.batch(rows).embed(replica.top)
         logits = nn.functional.linear(HEAD_SCALE * embeddings, replica.head)
@@ -191,12 +194,11 @@ class Network:
         targets = self._targets[index]
         loss = nn.functional.cross_entropy(logits, targets, reduction="sum") / len(batch)
         if self._before is not None:
-            # Of a label that it did not know it had nothing to say.
-            taught = int(self._before.knows(self._targets[list(batch)]).sum())
-            known = self._before.knows(targets)
-            if known.any():
-                mine = torch.log_softmax(logits[known][:, self._before.columns], dim=1)
-                loss = loss - settings.distillation * (self._before.said[index][known] * mine).sum() / taught
+            taught = self._before.teaches[index]
+            if taught.any():
+                mine = torch.log_softmax(logits[taught][:, self._before.columns], dim=1)
+                count = int(self._before.teaches[list(batch)].sum())
+                loss = loss - settings.distillation * (self._before.said[index][taught] * mine).sum() / count
         return loss
 
     @torch.no_grad()

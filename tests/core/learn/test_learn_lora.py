@@ -147,7 +147,7 @@ def test_the_gradient_is_cut_at_length_one(
     # What was answered before times a hundred, under labels turned round: no gradient is short by itself.
     origin = champion_of(learn(data))
     lengths.clear()
-    learn(turned_round(requests), origin, distillation=100.0, epochs=1)
+    learn(turned_round(requests, fresh=0), origin, distillation=100.0, epochs=1)
     assert len(lengths) == 3
     assert all(length == pytest.approx(1.0, abs=1e-3) for length in lengths)
 
@@ -258,16 +258,16 @@ def test_an_adapter_of_another_shape_is_left_with_a_reason(
 
 
 # ── distillation ──
-def turned_round(requests: Requests) -> TrainingSet:
+def turned_round(requests: Requests, fresh: int | None = None) -> TrainingSet:
     """The same wording under other labels."""
     names = dict(zip(LABELS, (*LABELS[1:], LABELS[0]), strict=True))
-    return training_set([(text, names[label]) for text, label in requests(LABELS, 8)])
+    return training_set([(text, names[label]) for text, label in requests(LABELS, 8)], fresh)
 
 
 def test_distillation_pulls_towards_what_was_answered_before(
     encoder: Encoder, learn: Learn, requests: Requests, data: TrainingSet
 ) -> None:
-    before, opposite = learn(data), turned_round(requests)
+    before, opposite = learn(data), turned_round(requests, fresh=0)
     wanted = torch.softmax(logits_of(encoder, before, opposite.texts), dim=1)
 
     def distance(update: Update) -> float:
@@ -285,8 +285,15 @@ def test_distillation_pulls_towards_what_was_answered_before(
 
 def test_what_was_not_known_before_is_not_distilled(learn: Learn, requests: Requests) -> None:
     known = training_set(requests(LABELS[:2], 8))
-    origin, strange = champion_of(learn(known)), training_set(requests(LABELS[2:], 8))
+    origin, strange = champion_of(learn(known)), training_set(requests(LABELS[2:], 8), fresh=0)
     some, none = (learn(strange, origin, distillation=weight, epochs=1) for weight in (5.0, 0.0))
+    assert_same(some.weights, none.weights)
+
+
+def test_old_labels_in_new_words_are_not_held_back(learn: Learn, requests: Requests, data: TrainingSet) -> None:
+    """What the adapter answered before says less of fresh rows than their labels do."""
+    origin, opposite = champion_of(learn(data)), turned_round(requests)
+    some, none = (learn(opposite, origin, distillation=weight, epochs=1) for weight in (5.0, 0.0))
     assert_same(some.weights, none.weights)
 
 
@@ -294,7 +301,9 @@ def test_a_first_adapter_has_nothing_to_distil(learn: Learn, data: TrainingSet) 
     assert_same(learn(data, distillation=5.0).weights, learn(data, distillation=0.0).weights)
 
 
-def test_only_labels_that_were_known_are_taught(learn: Learn, requests: Requests, data: TrainingSet) -> None:
+def test_only_replayed_rows_of_labels_that_were_known_are_taught(
+    learn: Learn, requests: Requests, data: TrainingSet
+) -> None:
     origin = champion_of(learn(training_set(requests(LABELS[1:], 8))))
     seen: list[Tensor] = []
     listen = Network.listen
@@ -302,15 +311,15 @@ def test_only_labels_that_were_known_are_taught(learn: Learn, requests: Requests
     def noted(self: Network, given: Origin) -> None:
         listen(self, given)
         assert self._before is not None
-        seen.extend((self._before.columns, self._before.said, self._before.knows(self._targets)))
+        seen.extend((self._before.columns, self._before.said, self._before.teaches))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Network, "listen", noted)
-        update = learn(data, origin, epochs=1)
-    columns, said, knows = seen
+        update = learn(dataclasses.replace(data, fresh=7), origin, epochs=1)
+    columns, said, teaches = seen
     assert [update.labels[column] for column in columns.tolist()] == list(origin.labels)
-    torch.testing.assert_close(said.sum(dim=1), torch.ones(len(data.texts)))
-    assert knows.tolist() == [label in origin.labels for label in data.labels]
+    torch.testing.assert_close(said.sum(dim=1), teaches.float())
+    assert teaches.tolist() == [row >= 7 and label in origin.labels for row, label in enumerate(data.labels)]
 
 
 # ── EWC ──
