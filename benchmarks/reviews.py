@@ -32,6 +32,8 @@ from pathlib import Path
 
 import torch
 
+import perdure
+import perdure_replay
 from backtest_clinc import commit, processor
 from contestants.backbone import Backbone
 from contestants.base import Context, Order, Rows, Session
@@ -42,6 +44,7 @@ from contestants.entrants import ENTRANTS
 from contestants.features import FrozenFeatures
 from contestants.recipe import Recipe
 from contestants.results import lines, results, table
+from continual import code_digest
 from perdure.errors import UsageError
 
 RESULTS = Path(__file__).parent / "results"
@@ -113,7 +116,8 @@ def take(given: Given, order: Order, backbone: Backbone, options: argparse.Names
     entrant = ENTRANTS[given.contestant]
     try:
         if entrant.start is not None:
-            folder = options.out / "work" / given.name
+            # What another code began is not gone on with: the run would be of both, or be the old one under a new name.
+            folder = options.out / "work" / f"{given.name}-{code_digest(perdure, perdure_replay)}"
             task = Task(order, given.memory, given.seed, MODEL, options.threads, Recipe(), folder, options.out.parent)
             return finished(given, entrant.start(task))
     except Unavailable as error:

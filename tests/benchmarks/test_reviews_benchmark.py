@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import hashlib
 import io
 import tarfile
@@ -10,6 +12,10 @@ from pathlib import Path
 import pytest
 
 import reviews
+from contestants.base import Order
+from contestants.child import Task
+from contestants.contest import Given, Outcome, Unavailable
+from contestants.entrants import ENTRANTS
 from perdure.errors import UsageError
 
 
@@ -56,3 +62,19 @@ def test_what_cannot_be_downloaded_is_said(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(reviews.sys, "executable", "false")
     with pytest.raises(UsageError, match=r"cannot be downloaded.*Put vaderSentiment-3\.3\.2\.tar\.gz into"):
         reviews.package(tmp_path)
+
+
+def test_what_another_code_began_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Path] = []
+
+    def start(task: Task) -> Outcome:
+        begun.append(task.folder)
+        raise Unavailable("it is not wanted here")
+
+    monkeypatch.setitem(ENTRANTS, "perdure", dataclasses.replace(ENTRANTS["perdure"], start=start))
+    given = Given("perdure", reviews.ORDER, 0, 100, "test", {})
+    options = argparse.Namespace(out=tmp_path, threads=1)
+    for code in ("one", "one", "another"):
+        monkeypatch.setattr(reviews, "code_digest", lambda *_, code=code: code)
+        reviews.take(given, Order("reviews", 0, (), ()), None, options)  # type: ignore[arg-type]
+    assert begun[0] == begun[1] != begun[2]
