@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from perdure.errors import VersionDamaged, VersionNotFound
@@ -92,3 +93,17 @@ def owes_erasure(history: Sequence[str], registry: Registry, *, unlearned: int) 
     last = TurnResult.decode(history[-1])
     late = any(one.outcome == "stale" for one in last.candidates)
     return knows and (late or last.champion != champion.version)
+
+
+def knows_forgotten(version: str, registry: Registry) -> bool:
+    """Whether the head of `version` knows what another version has unlearned: erasures came between the two.
+
+    Raises:
+        VersionNotFound, VersionDamaged: `version` cannot be read.
+    """
+    mine = registry.card(version).unlearned
+    for other in registry.versions():
+        with suppress(VersionNotFound, VersionDamaged):
+            if registry.card(other).unlearned > mine:
+                return True
+    return False

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.lineage import LOOKS, Undecided, owes_erasure, undecided_in
+from perdure.lineage import LOOKS, Undecided, knows_forgotten, owes_erasure, undecided_in
 from perdure.records import now
 from perdure.registry import JUDGE, Card, EncoderCard, Registry
 from perdure.turn import CandidateResult, TurnResult
@@ -129,3 +129,14 @@ def test_a_champion_that_cannot_be_read_owes_nothing_yet(tmp_path: Path) -> None
     assert owes_erasure([turn(2, head="stale")], registry, unlearned=1)
     (tmp_path / "versions" / "v2-head" / "card.json").write_text("{}", encoding="utf-8")
     assert not owes_erasure([turn(2, head="stale")], Registry(str(tmp_path)), unlearned=1)
+
+
+def test_a_version_from_before_an_erasure_knows_what_was_forgotten(tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path))
+    for number, unlearned in enumerate((0, 0, 2, 2), start=1):
+        made = card(f"v{number}-head").model_copy(update={"unlearned": unlearned})
+        registry.write(made, {"head.safetensors": b"h"})
+    assert [knows_forgotten(f"v{number}-head", registry) for number in (1, 2, 3, 4)] == [True, True, False, False]
+    # Another one that cannot be read is no reason to say nothing.
+    (tmp_path / "versions" / "v1-head" / "card.json").write_text("{}", encoding="utf-8")
+    assert knows_forgotten("v2-head", Registry(str(tmp_path)))

@@ -232,6 +232,12 @@ def test_forget_removes_a_person_and_says_what_is_left(fitted, desk, sentences):
     assert parsed(fitted("memory", "--json"))["samples"] == 30
     assert fitted("update")[0] == 0
     assert desk.statistics().counts == {"parcel": 15, "refund": 15}
+    code, out, _ = fitted("rollback")
+    assert code == 0
+    assert "Its head still knows rows that were forgotten" in out
+    assert fitted("update")[0] == 0, "it makes one without them"
+    code, out, _ = fitted("promote", desk.registry().champion().version)
+    assert "forgotten" not in out
     code, out, _ = fitted("forget", "nobody")
     assert code == 0
     assert out.startswith("Stream: 0 entries removed. Memory: 0 samples removed, now.\n")

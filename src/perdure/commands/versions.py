@@ -14,7 +14,7 @@ from perdure.config import load_settings
 from perdure.errors import VersionDamaged
 
 if TYPE_CHECKING:
-    from perdure.registry import Card, Promotion
+    from perdure.registry import Card, Promotion, Registry
 
 
 def _said_something(reason: str) -> str:
@@ -89,7 +89,7 @@ def promote(
     from perdure.registry import Registry
 
     registry = Registry(load_settings(config, overrides or ()).registry.url)
-    _said(registry.promote(version, reason=reason, by=getpass.getuser()), as_json)
+    _said(registry.promote(version, reason=reason, by=getpass.getuser()), registry, as_json)
 
 
 def rollback(
@@ -99,14 +99,22 @@ def rollback(
     from perdure.registry import Registry
 
     registry = Registry(load_settings(config, overrides or ()).registry.url)
-    _said(registry.rollback(by=getpass.getuser(), reason=reason), as_json)
+    _said(registry.rollback(by=getpass.getuser(), reason=reason), registry, as_json)
 
 
-def _said(entry: Promotion, as_json: bool) -> None:
+def _said(entry: Promotion, registry: Registry, as_json: bool) -> None:
+    from perdure.lineage import knows_forgotten
+
+    knows = knows_forgotten(entry.version, registry)
     if as_json:
-        print_json(entry.model_dump(mode="json"))
+        print_json({**entry.model_dump(mode="json"), "knows_forgotten": knows})
     else:
         stdout.print(f"Promotion {entry.number}: {entry.version} is served from now on ({entry.reason}).")
+        if knows:
+            stdout.print(
+                "Its head still knows rows that were forgotten after it was made. The trainer's next turn makes one "
+                "without them; where no trainer runs, run `perdure update`."
+            )
         if entry.kind == "rollback":
             stdout.print(
                 f"The judge does not promote {', '.join(entry.rolled_back)} again by itself; it may promote what a "
