@@ -60,6 +60,11 @@ def _name(name: str) -> str:
     return name
 
 
+def _label(name: str) -> str:
+    # As records have them: blanks around a label are no part of it.
+    return _name(name).strip()
+
+
 _BLANK = r"\s\u001c-\u001f\u0085"
 """What Python takes for blank, in a pattern of JSON Schema."""
 
@@ -75,7 +80,7 @@ Text = Annotated[
 ]
 Texts = Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)]
 Id = Annotated[str, Field(max_length=MAX_NAME_CHARS), AfterValidator(_name), _NAME]
-LabelName = Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(_name), _NAME]
+LabelName = Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(_label), _NAME]
 Subject = Annotated[str, Field(max_length=200), AfterValidator(_name), _NAME]
 Reason = Annotated[str, Field(max_length=500), AfterValidator(_name), _NAME]
 AllowedLabels = Annotated[tuple[LabelName, ...], Field(min_length=1, max_length=MAX_ALLOWED_LABELS, fail_fast=True)]

@@ -57,6 +57,11 @@ def test_only_allowed_labels_are_answered_and_recorded(client, stream, records):
     assert [label for label, _ in recorded.top] == ["login@v1", "order@v1"]
 
 
+def test_blanks_around_an_allowed_label_are_no_part_of_it(client):
+    body = {"text": "my password", "labels": [" login@v1\n", "order@v1"]}
+    assert client.post("/v1/predict", json=body).json()["label"] == "login@v1"
+
+
 @pytest.mark.parametrize(
     ("labels", "part"),
     [
