@@ -181,9 +181,11 @@ def contest(options: argparse.Namespace, committed: Committed) -> list[Run]:
                         continue
                     done = None if name in options.again else read_run(given, options.out)
                     if done is None:
+                        # Before it runs: whoever commits meanwhile does not change what it is a run of.
+                        now = taken(options)
                         features = frozen[ENTRANTS[name].all_layers]
                         done = take(given, shaped(order, name, options), backbone, features, options)
-                        note(done, options.out, taken(options))
+                        note(done, options.out, now)
                         write_run(done, options.out)
                     runs[given.name] = done
     return list(runs.values())
