@@ -303,7 +303,13 @@ def command(options: argparse.Namespace) -> str:
 
 def taken(options: argparse.Namespace) -> dict[str, Any]:
     """What a run of now is taken with."""
-    return {"commit": commit(), "threads": options.threads, "command": command(options)}
+    return {
+        "commit": commit(),
+        "threads": options.threads,
+        # The name alone does not tell apart processors that differ by half in speed.
+        "processor": f"{processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "command": command(options),
+    }
 
 
 def setup(options: argparse.Namespace) -> dict[str, Any]:

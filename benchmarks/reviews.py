@@ -82,7 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     committed = Committed(file)
     runs = {run.given.name: run for run in committed.runs}
     backbone = Backbone(MODEL)
-    taken = {"commit": commit(), "threads": options.threads}
+    taken = {
+        "commit": commit(),
+        "threads": options.threads,
+        "processor": f"{processor()}, {torch.backends.cpu.get_cpu_capability()}",
+    }
     for seed in options.seeds:
         order = dealt(texts, seed)
         for name in options.contestants:
@@ -97,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runs[given.name] = run
     found = results(
         list(runs.values()),
-        setup={"command": "python benchmarks/reviews.py", "cores": os.cpu_count(), "processor": processor(), **taken},
+        setup={"command": "python benchmarks/reviews.py", "cores": os.cpu_count(), **taken},
         about={run.given.contestant: ENTRANTS[run.given.contestant].about for run in runs.values()},
         memory=options.memory,
         ceilings=[name for name, entrant in ENTRANTS.items() if entrant.keeps_all],
