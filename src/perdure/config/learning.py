@@ -113,7 +113,8 @@ class JudgeSettings(Section):
     group_margin: Share = 0.15
     """Most recall that one such label may lose."""
     negative_flips: Share = 0.05
-    """Most rows that were right and become wrong, as a share of the paired rows on known labels."""
+    """Most rows that were right and become wrong, as a share of the paired rows on known labels; a candidate that has
+    more is refused where that is beyond chance, and is inconclusive where it may be chance."""
     calibration: Share = 0.1
     """Most expected calibration error that a candidate may add."""
     latency_ratio: Positive = 3.0

@@ -15,6 +15,7 @@ from perdure.judge.check import Check, counted, percent, points
 from perdure.judge.comparison import LEAST_PROBABILITY, Comparison, confidences
 from perdure.judge.interval import mean, paired_difference, rows_needed
 from perdure.judge.shift import Shift
+from perdure.judge.threshold import risk_bound
 from perdure.model.base import Scores
 
 AGREEMENT = 0.99
@@ -279,21 +280,22 @@ def label_groups(comparison: Comparison, settings: JudgeSettings, alpha: float) 
     return Check("label_groups", not failed, losses[worst], limit, rows, sentence)
 
 
-def negative_flips(comparison: Comparison, settings: JudgeSettings) -> Check:
-    """Few rows that were right become wrong."""
+def negative_flips(comparison: Comparison, settings: JudgeSettings, alpha: float) -> Check:
+    """Few rows that were right become wrong.
+
+    More of them than allowed are held against a candidate where chance would not bring so many; else nothing is proved
+    yet (`passed` is None, though `value` is known), and more rows have to tell.
+    """
     paired = comparison.paired(comparison.known)
     limit = settings.negative_flips
     if paired.rows < settings.min_rows:
         return Check("negative_flips", None, None, limit, paired.rows, f"only {counted(paired.rows, 'row')} to flip")
     share = paired.losses / paired.rows
-    return Check(
-        name="negative_flips",
-        passed=share <= limit,
-        value=share,
-        limit=limit,
-        rows=paired.rows,
-        sentence=f"{percent(share)} of rows were right and become wrong (at most {percent(limit)})",
-    )
+    sentence = f"{percent(share)} of rows were right and become wrong (at most {percent(limit)})"
+    passed: bool | None = share <= limit
+    if not passed and 1 - risk_bound(paired.rows - paired.losses, paired.rows, alpha) <= limit:
+        passed, sentence = None, f"{sentence}, which may be chance"
+    return Check("negative_flips", passed, share, limit, paired.rows, sentence)
 
 
 def calibration(comparison: Comparison, settings: JudgeSettings) -> Check:

@@ -124,10 +124,13 @@ def _against_champion(
     elif not adds:
         needed.add("up_to_date")
         made.append(checks.up_to_date(comparison))
+    flips = checks.negative_flips(comparison, settings, alpha)
+    if flips.value is not None:
+        needed.add(flips.name)
     return [
         *made,
         checks.label_groups(comparison, settings, alpha),
-        checks.negative_flips(comparison, settings),
+        flips,
         checks.calibration(comparison, settings),
     ]
 

@@ -231,10 +231,19 @@ class TestEveryCandidate:
         assert "may be chance" in check.sentence
 
     def test_negative_flips(self, evidence: Make, sound: Artifact) -> None:
-        flips = [("a", "a", "b", 6), ("a", "b", "a", 6), ("a", "a", "a", 88)]
+        flips = [("a", "a", "b", 12), ("a", "b", "a", 12), ("a", "a", "a", 76)]
         verdict = self.judged(evidence(flips), sound)
-        assert verdict.sentence == "Keep: 6 % of rows were right and become wrong (at most 5 %)."
-        assert self.judged(evidence(flips), sound, negative_flips=0.06).outcome == "promote"
+        assert verdict.sentence == "Keep: 12 % of rows were right and become wrong (at most 5 %)."
+        assert self.judged(evidence(flips), sound, negative_flips=0.12).outcome == "promote"
+
+    def test_negative_flips_that_may_be_chance_are_no_verdict(self, evidence: Make, sound: Artifact) -> None:
+        """Of 100 rows 6; a thousand with the same share are."""
+        some = [("a", "a", "b", 6), ("a", "b", "a", 12), ("a", "a", "a", 82)]
+        verdict = self.judged(evidence(some), sound)
+        assert verdict.outcome == "inconclusive"
+        assert "6 % of rows were right and become wrong (at most 5 %), which may be chance" in verdict.sentence
+        many = [(truth, one, other, 20 * count) for truth, one, other, count in some]
+        assert self.judged(evidence(many), sound).outcome == "keep"
 
     def test_calibration(self, evidence: Make, sound: Artifact) -> None:
         rows = evidence([("a", "a", "a", 80), ("a", "b", "b", 20)], confidence=(0.8, 0.95))
