@@ -96,14 +96,16 @@ def owes_erasure(history: Sequence[str], registry: Registry, *, unlearned: int) 
 
 
 def knows_forgotten(version: str, registry: Registry) -> bool:
-    """Whether the head of `version` knows what another version has unlearned: erasures came between the two.
+    """Whether the head of `version` knows what a later version has unlearned: erasures came between the two.
 
     Raises:
         VersionNotFound, VersionDamaged: `version` cannot be read.
     """
-    mine = registry.card(version).unlearned
-    for other in registry.versions():
+    mine = registry.card(version)
+    for name in registry.versions():
         with suppress(VersionNotFound, VersionDamaged):
-            if registry.card(other).unlearned > mine:
+            other = registry.card(name)
+            # An earlier one that has unlearned more is of another memory, which counted for itself.
+            if other.created > mine.created and other.unlearned > mine.unlearned:
                 return True
     return False

@@ -137,6 +137,9 @@ def test_a_version_from_before_an_erasure_knows_what_was_forgotten(tmp_path: Pat
         made = card(f"v{number}-head").model_copy(update={"unlearned": unlearned})
         registry.write(made, {"head.safetensors": b"h"})
     assert [knows_forgotten(f"v{number}-head", registry) for number in (1, 2, 3, 4)] == [True, True, False, False]
+    # A memory made anew counts its erasures from 0: what was made before it is no reason for a warning.
+    registry.write(card("v5-head"), {"head.safetensors": b"h"})
+    assert not knows_forgotten("v5-head", registry)
     # Another one that cannot be read is no reason to say nothing.
     (tmp_path / "versions" / "v1-head" / "card.json").write_text("{}", encoding="utf-8")
     assert knows_forgotten("v2-head", Registry(str(tmp_path)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from rich.table import Column, Table
 
 from perdure.commands.options import AsJson, ConfigFile, Overrides, print_json, stdout
 from perdure.config import load_settings
-from perdure.errors import VersionDamaged
+from perdure.errors import RegistryError, VersionDamaged
 
 if TYPE_CHECKING:
     from perdure.registry import Card, Promotion, Registry
@@ -105,7 +106,10 @@ def rollback(
 def _said(entry: Promotion, registry: Registry, as_json: bool) -> None:
     from perdure.lineage import knows_forgotten
 
-    knows = knows_forgotten(entry.version, registry)
+    knows = False
+    # The promotion is written: a card or a store that cannot be read now must not make it look undone.
+    with suppress(RegistryError):
+        knows = knows_forgotten(entry.version, registry)
     if as_json:
         print_json({**entry.model_dump(mode="json"), "knows_forgotten": knows})
     else:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 LEVELS = 127.0
-"""Activations are whole multiples of their scale from −127 to 127, and so are weights with a neighbour (`_bounds`)."""
+"""Activations and weights are whole multiples of their scale from −127 to 127; two weights together, see `_bounds`."""
 
 LEAST = 1e-12
 """Scales are no smaller: a row of zeros stays one."""
