@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,10 @@ _CLIENT: ClientConfig = {
 LARGE = 1_000_000
 """Bytes from which a write has `_UPLOAD_SECONDS`, and no limit on silence."""
 _UPLOAD_SECONDS = 600.0
+
+# Who writes while another does is told so (409) before that one's object can be read, if it ever can: the other may
+# fail. So it is tried again, as AWS advises, for six seconds.
+_CONFLICT_PAUSES = tuple(min(1.0, 0.02 * 2**turn) for turn in range(11))
 
 _RETRY: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
 
@@ -164,16 +169,17 @@ class Store:
         `data` must have something of its own, a time or an owner.
         """
         with self._explained(f"writing {path}"):
-            try:
-                self._for(data).put(path, data, mode="create")
-            except AlreadyExistsError:
-                return self._holds(path, data)
-            except (BaseError, OSError):
-                if not self._seems_to_hold(path, data):
-                    raise
-                log.info("%s was written to %s, though the answer was an error", path, self.name)
-            self._sync(path)
-            return True
+            for pause in _CONFLICT_PAUSES:
+                ours = self._try_to_create(path, data)
+                if ours:
+                    self._sync(path)
+                if ours is not None:
+                    return ours
+                time.sleep(pause)
+        raise RegistryUnavailable(
+            f"the registry {self.name} failed at writing {path}: for {sum(_CONFLICT_PAUSES):.0f} s it has said that "
+            "another process is writing that, and nothing has come of it. Try again"
+        )
 
     def get(self, path: str) -> bytes | None:
         """What is at `path`; None when nothing is."""
@@ -213,6 +219,21 @@ class Store:
         if self._folder is not None:
             with self._explained(f"deleting {prefix}"):
                 _remove_tree(self._folder / prefix)
+
+    def _try_to_create(self, path: str, data: bytes) -> bool | None:
+        """As `create`; None when another one is writing, whose object cannot be read yet."""
+        try:
+            self._for(data).put(path, data, mode="create")
+        except AlreadyExistsError:
+            try:
+                return self._holds(path, data)
+            except FileNotFoundError:
+                return None
+        except (BaseError, OSError):
+            if not self._seems_to_hold(path, data):
+                raise
+            log.info("%s was written to %s, though the answer was an error", path, self.name)
+        return True
 
     def _for(self, data: bytes) -> Backend:
         return self._uploads if len(data) >= LARGE else self._backend

@@ -164,6 +164,50 @@ def test_a_snapshot_whose_answer_is_lost_keeps_its_owner(
     assert Shards(url, "events").claim(0, "two").offset == {"0": 5}
 
 
+# ── another one is writing the same ──
+CONFLICT = Refused(409, "ConditionalRequestConflict")
+
+
+def test_a_conflict_with_one_who_fails_is_tried_again(registry: Registry, direct: Registry, proxy: FaultProxy) -> None:
+    direct.write(card("v1"), FILES)
+    proxy.fault = once(creates, CONFLICT)
+    entry = registry.promote("v1", number=1, reason="the first", by=JUDGE)
+    assert direct.promotions() == (entry,)
+
+
+def test_a_conflict_with_one_whose_object_comes_later_is_lost(
+    registry: Registry, direct: Registry, proxy: FaultProxy
+) -> None:
+    for name in ("v1", "v2"):
+        direct.write(card(name), FILES)
+    tries: list[str] = []
+
+    def in_conflict_then_overtaken(request: Request) -> Fault | None:
+        if not request.creates:
+            return None
+        tries.append(request.path)
+        if len(tries) < 3:
+            return CONFLICT
+        direct.promote("v2", reason="quicker", by="bob")
+        return None
+
+    proxy.fault = in_conflict_then_overtaken
+    with pytest.raises(StalePromotion, match=r"promotion 1 to v1 came too late: bob .* promoted v2"):
+        registry.promote("v1", number=1, reason="slow", by=JUDGE)
+    assert len(tries) == 3
+
+
+def test_a_conflict_without_end_is_an_error(
+    registry: Registry, direct: Registry, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_CONFLICT_PAUSES", (0.01, 0.01))
+    direct.write(card("v1"), FILES)
+    proxy.fault = always(creates, CONFLICT)
+    with pytest.raises(RegistryUnavailable, match=r"promotions/00000001\.json: for 0 s .* another process"):
+        registry.promote("v1", number=1, reason="the first", by=JUDGE)
+    assert direct.promotions() == ()
+
+
 # ── connections that break ──
 def test_a_version_whose_upload_is_cut_at_any_object_is_never_there(
     registry: Registry, direct: Registry, proxy: FaultProxy, tmp_path: Path
