@@ -306,8 +306,7 @@ def taken(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "commit": commit(),
         "threads": options.threads,
-        # The name alone does not tell apart processors that differ by half in speed.
-        "processor": f"{processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "processor": processor(),
         "command": command(options),
     }
 

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     taken = {
         "commit": commit(),
         "threads": options.threads,
-        "processor": f"{processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "processor": processor(),
     }
     for seed in options.seeds:
         order = dealt(texts, seed)

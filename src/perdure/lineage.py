@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from perdure.errors import VersionDamaged, VersionNotFound
+from perdure.errors import RegistryError, VersionDamaged, VersionNotFound
 from perdure.registry import JUDGE, Registry
 from perdure.turn import CandidateResult, TurnResult
 
@@ -98,14 +98,14 @@ def owes_erasure(history: Sequence[str], registry: Registry, *, unlearned: int) 
 def knows_forgotten(version: str, registry: Registry) -> bool:
     """Whether the head of `version` knows what a later version has unlearned: erasures came between the two.
 
-    Raises:
-        VersionNotFound, VersionDamaged: `version` cannot be read.
+    What cannot be read is passed over: this is asked after a promotion, which stands whatever comes of the question.
     """
-    mine = registry.card(version)
-    for name in registry.versions():
-        with suppress(VersionNotFound, VersionDamaged):
-            other = registry.card(name)
-            # An earlier one that has unlearned more is of another memory, which counted for itself.
-            if other.created > mine.created and other.unlearned > mine.unlearned:
-                return True
+    with suppress(RegistryError):
+        mine = registry.card(version)
+        for name in registry.versions():
+            with suppress(VersionNotFound, VersionDamaged):
+                other = registry.card(name)
+                # An earlier one that has unlearned more is of another memory, which counted for itself.
+                if other.created > mine.created and other.unlearned > mine.unlearned:
+                    return True
     return False

@@ -237,7 +237,7 @@ class Loop:
         """What became of each candidate; the ones after a promotion are compared with what it promoted."""
         judged: list[CandidateResult] = []
         promotion, waiting = state.promotion, self._waiting()
-        encodings = self._encodings(waiting.adapted if waiting else None)
+        encodings = material.encodings.beside(waiting.adapted.adapter) if waiting else material.encodings
         # Each sees what waits when its time comes: of a challenger that was decided on nothing is left to go on from.
         learners: dict[str, Callable[..., Candidate | None]] = {
             "challenger": lambda *given: self._ask_again(waiting, encodings, *given),

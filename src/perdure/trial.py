@@ -97,7 +97,7 @@ class Trial:
         name = candidate.classifier.version
         made = self._artifacts.make(
             candidate,
-            lambda texts: _answers(candidate, champion, material, texts),
+            lambda texts: _answers(candidate, material, texts),
             (champion.version, self._registry.fetch(champion.version, cache)) if champion else None,
         )
         artifact = made.artifact
@@ -202,18 +202,13 @@ def _shift(candidate: Candidate, material: Material, champion: AnalyticClassifie
     rows = material.rows[:SHIFT_ROWS]
     texts = [row.text for row in rows]
     before = champion.answer(material.encodings(texts))
-    after = _answers(candidate, champion, material, texts)
+    after = _answers(candidate, material, texts)
     return prediction_shift(before, after, [row.label for row in rows])
 
 
-def _answers(
-    candidate: Candidate, champion: AnalyticClassifier | None, material: Material, texts: Sequence[str]
-) -> Scores:
-    """What the candidate in memory says; in the champion's space nothing is encoded twice."""
-    classifier = candidate.classifier
-    if classifier.adapted is None if champion is None else classifier.space == champion.space:
-        return classifier.answer(material.encodings(texts))
-    return classifier.scores(texts)
+def _answers(candidate: Candidate, material: Material, texts: Sequence[str]) -> Scores:
+    """What the candidate in memory says; nothing is encoded twice."""
+    return candidate.classifier.answer((candidate.encodings or material.encodings)(texts))
 
 
 def _accuracies(candidate: Candidate) -> dict[str, float]:

@@ -143,3 +143,5 @@ def test_a_version_from_before_an_erasure_knows_what_was_forgotten(tmp_path: Pat
     # Another one that cannot be read is no reason to say nothing.
     (tmp_path / "versions" / "v1-head" / "card.json").write_text("{}", encoding="utf-8")
     assert knows_forgotten("v2-head", Registry(str(tmp_path)))
+    # One's own is: the promotion that is asked about stands whatever can be read.
+    assert not knows_forgotten("v1-head", Registry(str(tmp_path)))

@@ -261,6 +261,9 @@ class PromotedAnswer(BaseModel):
     promotion: PromotionAnswer
     serving: str | None
     """The version that answers now."""
+    knows_forgotten: bool
+    """Whether its head still knows rows that were forgotten after it was made; the trainer's next turn makes one
+    without them."""
 
 
 class ServingAnswer(BaseModel):

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 
 from perdure.errors import PerdureError, RegistryError, StalePromotion, VersionNotFound
+from perdure.lineage import knows_forgotten
 from perdure.registry import Card, Promotion, Registry
 from perdure_services.serving.access import caller_of, needs
 from perdure_services.serving.body import CheckedRoute
@@ -58,7 +59,7 @@ async def promote(version: str, service: Parts, by: Caller, asked: ReasonRequest
         promotion = await run_in_threadpool(service.registry.promote, version, reason=reason, by=by)
     except VersionNotFound as error:
         raise Refusal(404, str(error), value=version, do="GET /v1/versions lists what there is") from error
-    return _promoted(promotion, service)
+    return await run_in_threadpool(_promoted, promotion, service)
 
 
 @router.post("/rollback")
@@ -67,7 +68,7 @@ async def rollback(service: Parts, by: Caller, asked: ReasonRequest | None = Non
     """Serve what was served before the champion."""
     reason = (asked and asked.reason) or "rolled back by hand"
     promotion = await run_in_threadpool(_roll_back, service.registry, reason, by)
-    return _promoted(promotion, service)
+    return await run_in_threadpool(_promoted, promotion, service)
 
 
 def _roll_back(registry: Registry, reason: str, by: str) -> Promotion:
@@ -84,8 +85,11 @@ def _roll_back(registry: Registry, reason: str, by: str) -> Promotion:
 
 def _promoted(promotion: Promotion, service: Service) -> PromotedAnswer:
     service.champions.wake()
+    knows = knows_forgotten(promotion.version, service.registry)
     current = service.champions.current
-    return PromotedAnswer(promotion=_shown(promotion), serving=current.version if current else None)
+    return PromotedAnswer(
+        promotion=_shown(promotion), serving=current.version if current else None, knows_forgotten=knows
+    )
 
 
 def _overview(service: Service) -> VersionsAnswer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ from rich.table import Column, Table
 
 from perdure.commands.options import AsJson, ConfigFile, Overrides, print_json, stdout
 from perdure.config import load_settings
-from perdure.errors import RegistryError, VersionDamaged
+from perdure.errors import VersionDamaged
 
 if TYPE_CHECKING:
     from perdure.registry import Card, Promotion, Registry
@@ -106,10 +105,7 @@ def rollback(
 def _said(entry: Promotion, registry: Registry, as_json: bool) -> None:
     from perdure.lineage import knows_forgotten
 
-    knows = False
-    # The promotion is written: a card or a store that cannot be read now must not make it look undone.
-    with suppress(RegistryError):
-        knows = knows_forgotten(entry.version, registry)
+    knows = knows_forgotten(entry.version, registry)
     if as_json:
         print_json({**entry.model_dump(mode="json"), "knows_forgotten": knows})
     else:

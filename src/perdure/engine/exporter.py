@@ -9,9 +9,10 @@ from pathlib import Path
 
 import onnx
 
-from perdure.engine.graph import OPSET, adapted_graph, frozen_graph
+from perdure.engine.graph import OPSET, Template, adapted_graph, frozen_graph
 from perdure.engine.quantise import quantised
 from perdure.engine.served import Engine, Precision
+from perdure.model.adapter import Adapter
 from perdure.model.classifier import AnalyticClassifier
 from perdure.model.encoder import Encoder
 from perdure.model.layout import ADAPTER_GRAPH, ENCODER_GRAPH, ENGINE_FILE, TOKENIZER
@@ -30,11 +31,12 @@ class Export:
 
 
 class Exporter:
-    """Exports versions; the encoder only once."""
+    """Exports versions; the encoder, and the layers of adapters that differ in their weights alone, only once."""
 
     def __init__(self) -> None:
         self._made: dict[str, bytes] = {}
         self._exported: tuple[tuple[str, int], onnx.ModelProto] | None = None
+        self._template: tuple[tuple[str, int, tuple[str, ...]], Template | None] | None = None
 
     def export(self, classifier: AnalyticClassifier, precision: Precision, before: Path | None = None) -> Export:
         """Graphs of `classifier`.
@@ -54,7 +56,7 @@ class Exporter:
         engine = Engine(precision, key, encoder.pad, classifier.space)
         files = {ENGINE_FILE: engine.encode()}
         if classifier.adapted is not None:
-            graph = adapted_graph(classifier.adapted.adapter)
+            graph = self._adapted(classifier.adapted.adapter)
             files[ADAPTER_GRAPH] = (quantised(graph) if precision == "int8" else graph).SerializeToString()
         return Export(files, {ENCODER_GRAPH: self._made[key], TOKENIZER: encoder.tokenizer_json()})
 
@@ -65,6 +67,15 @@ class Exporter:
             self._exported = name, frozen_graph(encoder)
         graph = self._exported[1]
         return (quantised(graph) if precision == "int8" else graph).SerializeToString()
+
+    def _adapted(self, adapter: Adapter) -> onnx.ModelProto:
+        encoder = adapter.encoder
+        name = encoder.fingerprint, encoder.adapted_layers, adapter.shape.targets
+        if self._template and self._template[0] == name and self._template[1]:
+            return self._template[1].filled(adapter)
+        graph = adapted_graph(adapter)
+        self._template = name, Template.of(graph, adapter)
+        return graph
 
 
 def _found(folder: Path | None, key: str) -> bytes | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -65,6 +67,53 @@ def adapted_graph(adapter: Adapter) -> onnx.ModelProto:
     mask = torch.ones((2, 8), dtype=torch.long)
     hidden = torch.zeros((2, 8, adapter.encoder.dim))
     return _exported(_Adapted(adapter), (hidden, mask), (HIDDEN, MASK), (EMBEDDING,))
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """An adapter's graph in which another's weights can be put. Adapters of one encoder with the same targets differ in
+    nothing else, and torch takes seconds to export one."""
+
+    graph: onnx.ModelProto
+    places: Mapping[str, tuple[int, bool]]
+    """Of each target its initializer, and whether that is the weight transposed."""
+
+    @classmethod
+    def of(cls, graph: onnx.ModelProto, adapter: Adapter) -> Template | None:
+        """From the graph of `adapter`; None where a weight is not found in it, or more than once.
+
+        The exporter names constants by number, so that they are found by what they hold.
+        """
+        held: dict[bytes, list[int]] = {}
+        for index, constant in enumerate(graph.graph.initializer):
+            if constant.data_type == onnx.TensorProto.FLOAT and len(constant.dims) == 2:
+                held.setdefault(constant.raw_data, []).append(index)
+        places = {}
+        for name, weight in _weights(adapter).items():
+            found = [(index, turned) for turned in (True, False) for index in held.get(_raw(weight, turned), ())]
+            if len(found) != 1:
+                return None
+            places[name] = found[0]
+        return cls(graph, places)
+
+    def filled(self, adapter: Adapter) -> onnx.ModelProto:
+        """The graph of `adapter`, as `adapted_graph` would export it."""
+        graph = onnx.ModelProto()
+        graph.CopyFrom(self.graph)
+        for name, weight in _weights(adapter).items():
+            index, turned = self.places[name]
+            graph.graph.initializer[index].raw_data = _raw(weight, turned)
+        return graph
+
+
+def _weights(adapter: Adapter) -> dict[str, Tensor]:
+    layers = dict(adapter.layers().named_modules())
+    return {name: layers[name].get_parameter("weight") for name in adapter.shape.targets}
+
+
+def _raw(weight: Tensor, turned: bool) -> bytes:
+    array = weight.detach().cpu().numpy()
+    return np.ascontiguousarray(array.T if turned else array, dtype="<f4").tobytes()
 
 
 def _exported(

@@ -13,9 +13,8 @@ from perdure.judge.artifact import Artifact
 from perdure.judge.calibration import brier_score, expected_error
 from perdure.judge.check import Check, counted, percent, points
 from perdure.judge.comparison import LEAST_PROBABILITY, Comparison, confidences
-from perdure.judge.interval import mean, paired_difference, rows_needed
+from perdure.judge.interval import clopper_pearson, mean, paired_difference, rows_needed
 from perdure.judge.shift import Shift
-from perdure.judge.threshold import risk_bound
 from perdure.model.base import Scores
 
 AGREEMENT = 0.99
@@ -293,7 +292,7 @@ def negative_flips(comparison: Comparison, settings: JudgeSettings, alpha: float
     share = paired.losses / paired.rows
     sentence = f"{percent(share)} of rows were right and become wrong (at most {percent(limit)})"
     passed: bool | None = share <= limit
-    if not passed and 1 - risk_bound(paired.rows - paired.losses, paired.rows, alpha) <= limit:
+    if not passed and clopper_pearson(paired.losses, paired.rows, alpha).lower <= limit:
         passed, sentence = None, f"{sentence}, which may be chance"
     return Check("negative_flips", passed, share, limit, paired.rows, sentence)
 

@@ -76,6 +76,22 @@ def mean(values: NDArray[np.float64], alpha: float) -> Interval:
     return Interval(estimate - reach, estimate, estimate + reach)
 
 
+def clopper_pearson(count: int, rows: int, alpha: float) -> Interval:
+    """A share of which `count` of `rows` were seen, with Clopper and Pearson's exact bounds (Biometrika 26, 1934).
+
+    Args:
+        count: k; at the upper bound P(X ≤ k) = alpha, at the lower one P(X ≥ k) = alpha.
+        rows: n, at least 1.
+        alpha: error probability of each bound.
+
+    Raises:
+        ValueError: no rows, or `count` is not among them.
+    """
+    if rows < 1 or not 0 <= count <= rows:
+        raise ValueError(f"{count} of {rows} rows is no share")
+    return Interval(1 - _binomial_upper(rows - count, rows, alpha), count / rows, _binomial_upper(count, rows, alpha))
+
+
 def rows_needed(disagreement: float, margin: float, alpha: float, power: float = 0.8) -> int:
     """Rows that show non-inferiority of an equal candidate with probability `power`: (z_α + z_β)²·d/m².
 
@@ -87,6 +103,21 @@ def rows_needed(disagreement: float, margin: float, alpha: float, power: float =
     if margin <= 0:
         raise ValueError(f"margin must be above 0, got {margin}: no number of rows rules out every loss")
     return math.ceil((_normal(alpha) + _normal(1 - power)) ** 2 * disagreement / margin**2)
+
+
+def _binomial_upper(count: int, rows: int, alpha: float) -> float:
+    """The share at which P(X ≤ count) = alpha, for X of `rows` draws."""
+    if count == rows:
+        return 1.0
+    logarithms = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, rows + 1)))])
+    seen = np.arange(count + 1)
+    ways = logarithms[rows] - logarithms[seen] - logarithms[rows - seen]
+
+    def likely(share: float) -> bool:
+        terms = ways + seen * math.log(share) + (rows - seen) * math.log1p(-share)
+        return float(np.exp(terms).sum()) > alpha
+
+    return _crossing(likely, 0.0, 1.0)
 
 
 def _normal(alpha: float) -> float:

@@ -22,15 +22,13 @@ from numpy.typing import NDArray
 
 from perdure.config import JudgeSettings
 from perdure.judge.evidence import Evidence
+from perdure.judge.interval import clopper_pearson
 
 SHARES = 20
 """J: shares of the rows that may be answered, 1/J to 1."""
 
 BELOW = "abstain_below"
 """The metric on a version's card that is its θ."""
-
-_STEPS = 60
-"""Halvings of an interval of length 1: as fine as a float is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +77,7 @@ def threshold(
         least = order[place - 1]
         chosen = confidence >= least
         rows = int(chosen.sum())
-        risk = risk_bound(rows - int(right[chosen].sum()), rows, (1 - confident) / SHARES)
+        risk = clopper_pearson(rows - int(right[chosen].sum()), rows, (1 - confident) / SHARES).upper
         if risk <= 1 - precision:
             return Threshold(float(least), rows / count, risk)
     return None
-
-
-def risk_bound(errors: int, rows: int, delta: float) -> float:
-    """Clopper and Pearson's upper bound of a share, of which `errors` of `rows` were seen: P(X ≤ errors) = delta."""
-    if errors >= rows:
-        return 1.0
-    logarithms = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, rows + 1)))])
-    seen = np.arange(errors + 1)
-    ways = logarithms[rows] - logarithms[seen] - logarithms[rows - seen]
-    low, high = 0.0, 1.0
-    for _ in range(_STEPS):
-        share = (low + high) / 2
-        terms = ways + seen * math.log(share) + (rows - seen) * math.log1p(-share)
-        likely = float(np.exp(terms).sum()) > delta
-        low, high = (share, high) if likely else (low, share)
-    return high

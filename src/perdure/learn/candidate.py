@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from perdure.judge.evidence import Evidence
 from perdure.judge.verdict import Kind
 from perdure.learn.leverage import Leverage
+from perdure.learn.material import Encodings
 from perdure.model.classifier import AnalyticClassifier
 
 
@@ -24,6 +25,8 @@ class Candidate:
     metrics: Mapping[str, float]
     notes: tuple[str, ...] = ()
     """What a person should know of how it was made, a sentence each."""
+    encodings: Encodings | None = None
+    """In its own space; None where that is the champion's."""
     looks: int = 1
     """Turns in which the judge looks at it or at what it came from, this one included."""
 

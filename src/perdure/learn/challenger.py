@@ -144,7 +144,9 @@ class Challenger:
         shares = self._settings.lora.shares
         rows = _evidence(material, champion, self._settings.memory.holdout_share)
         adapter = Adapter(self._encoder, update.shape, update.weights)
-        before = material.encodings(rows.texts)
+        encodings = material.encodings.beside(adapter)
+        before, after = material.encodings(rows.texts), encodings(rows.texts).adapted
+        assert after is not None
         trained_head = AdaptedHead(
             adapter=adapter,
             labels=update.labels,
@@ -153,12 +155,7 @@ class Challenger:
             share=shares[0],
         )
         scores = unseen_scores(champion, leverage, before.features, rows.keys, rows.labels)
-        unseen = Unseen(
-            scores,
-            adapter.embeddings(rows.texts, self._settings.model.batch),
-            rows.labels,
-            traffic_weights(rows.labels, counts),
-        )
+        unseen = Unseen(scores, after, rows.labels, traffic_weights(rows.labels, counts))
         adapted = fit_blend(champion, trained_head, unseen, shares)
         classifier = champion.with_adapted(name, adapted)
         fresh = frozenset(material.fresh().keys)
@@ -180,7 +177,8 @@ class Challenger:
             "share": adapted.share,
         }
         notes = (f"The earlier adapter and EWC anchor were not used: {update.dropped}.",) if update.dropped else ()
-        return Candidate("lora", classifier, leverage, evidence, _anchor_file(update.anchor), metrics, notes)
+        anchor = _anchor_file(update.anchor)
+        return Candidate("lora", classifier, leverage, evidence, anchor, metrics, notes, encodings=encodings)
 
 
 def _evidence(material: Material, champion: AnalyticClassifier, share: float) -> Labelled:

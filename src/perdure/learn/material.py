@@ -24,26 +24,43 @@ class Encodings:
         encoder: the frozen encoder.
         adapter: the adapter, if any.
         batch: texts in one forward pass.
+        frozen: what it holds of a text's frozen features is taken from there.
     """
 
-    def __init__(self, encoder: Encoder, adapter: Adapter | None, batch: int) -> None:
+    def __init__(self, encoder: Encoder, adapter: Adapter | None, batch: int, frozen: Encodings | None = None) -> None:
         self._encoder = encoder
         self._adapter = adapter
         self._batch = batch
+        self._frozen = frozen
         self._place: dict[str, int] = {}
         self._stored: Encoded | None = None
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
         """What the encoder says of n texts."""
         missing = list(dict.fromkeys(text for text in texts if text not in self._place))
+        known = [text for text in missing if self._frozen is not None and text in self._frozen]
+        if known and self._frozen is not None and self._adapter is not None:
+            adapted = self._adapter.embeddings(known, self._batch)
+            self._store(known, Encoded(self._frozen(known).features, adapted, adapted))
+            missing = [text for text in missing if text not in self._place]
         if missing or self._stored is None:
-            new = encode(self._encoder, self._adapter, missing, self._batch)
-            self._stored = new if self._stored is None else _joined(self._stored, new)
-            self._place.update({text: len(self._place) + index for index, text in enumerate(missing)})
+            self._store(missing, encode(self._encoder, self._adapter, missing, self._batch))
+        assert self._stored is not None
         rows = [self._place[text] for text in texts]
         stored = self._stored
         adapted = None if stored.adapted is None else stored.adapted[rows]
         return Encoded(stored.features[rows], adapted, stored.last[rows])
+
+    def __contains__(self, text: str) -> bool:
+        return text in self._place
+
+    def beside(self, adapter: Adapter) -> Encodings:
+        """Encodings with another adapter: of the texts that these hold, the frozen features are not computed again."""
+        return Encodings(self._encoder, adapter, self._batch, self)
+
+    def _store(self, texts: Sequence[str], new: Encoded) -> None:
+        self._stored = new if self._stored is None else _joined(self._stored, new)
+        self._place.update({text: len(self._place) + index for index, text in enumerate(texts)})
 
 
 def _joined(first: Encoded, second: Encoded) -> Encoded:

@@ -89,6 +89,7 @@ class Waiting:
             self.carried,
             {"share": adapted.share, "since": float(len(since))},
             (note,),
+            encodings=encodings,
             looks=self.looks + 1,
         )
 

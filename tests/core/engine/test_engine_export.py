@@ -14,9 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from perdure.engine import exporter as exporter_module
 from perdure.engine.exporter import Exporter
+from perdure.engine.graph import HIDDEN, MASK, Template, adapted_graph
 from perdure.engine.quantise import SMALLEST_TABLE, quantised
 from perdure.engine.served import Engine
 from perdure.errors import ExportError
+from perdure.model.adapter import Adapter
 from perdure.model.classifier import AnalyticClassifier
 from perdure.model.layout import ADAPTER_GRAPH, ENCODER_GRAPH, ENGINE_FILE, TOKENIZER
 
@@ -141,6 +143,46 @@ def test_a_new_process_takes_the_encoder_of_the_version_before(
     (tmp_path / "newer" / ENGINE_FILE).write_text('{"format": 2}')
     Exporter().export(classifier_of(adapted=False), "int8", before=tmp_path / "newer")
     assert made == ["float32", "int8", "int8"]
+
+
+@pytest.fixture
+def another(adapter: Adapter) -> Adapter:
+    """An adapter of the same encoder and targets."""
+    weights = {name: 0.5 * weight.flip(0) for name, weight in adapter.weights.items()}
+    return Adapter(adapter.encoder, adapter.shape, weights)
+
+
+def test_another_adapters_graph_is_the_same_with_other_weights(
+    adapter: Adapter, another: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, exports = adapted_graph(another), Exporter()
+    first = exports._adapted(adapter)
+    before = first.SerializeToString()
+    monkeypatch.setattr(exporter_module, "adapted_graph", lambda given: pytest.fail("exported again"))
+    found = exports._adapted(another)
+    hidden = np.random.default_rng(0).normal(size=(3, 5, adapter.encoder.dim)).astype(np.float32)
+    given = {HIDDEN: hidden, MASK: np.ones((3, 5), dtype=np.int64)}
+    assert (run(found, **given) == run(wanted, **given)).all()
+    assert np.abs(run(found, **given) - run(first, **given)).max() > 0.01
+    # What was given out before is not changed under anybody's hands.
+    assert first.SerializeToString() == before
+    assert (run(exports._adapted(adapter), **given) == run(first, **given)).all()
+
+
+def test_where_weights_cannot_be_told_apart_every_adapter_is_exported(
+    adapter: Adapter, another: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = adapted_graph(adapter)
+    twice = next(each for each in graph.graph.initializer if len(each.dims) == 2 and each.dims[0] > 1)
+    graph.graph.initializer.append(twice)
+    assert Template.of(graph, adapter) is None
+    assert Template.of(adapted_graph(another), adapter) is None
+    made = []
+    monkeypatch.setattr(exporter_module, "adapted_graph", lambda given: made.append(given) or graph)
+    exports = Exporter()
+    for given in (adapter, another, adapter):
+        assert exports._adapted(given) is graph
+    assert made == [adapter, another, adapter]
 
 
 def test_one_space_one_name(classifier_of: Make, exporter: Exporter) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from perdure.judge.interval import Interval, mean, paired_difference, rows_needed
+from perdure.judge.interval import Interval, clopper_pearson, mean, paired_difference, rows_needed
 
 
 def bounds(gains: int, losses: int, rows: int, alpha: float, cache: dict[tuple[int, int], Interval]) -> Interval:
@@ -93,6 +93,22 @@ def test_power_and_error_of_the_oracle() -> None:
 
     assert 0.76 <= declared(0.015, 0.015) <= 0.84
     assert 0.03 <= declared(0.010, 0.020) <= 0.06
+
+
+@pytest.mark.parametrize(("count", "rows"), [(0, 1), (0, 59), (1, 100), (7, 300), (299, 300), (40, 20_000)])
+def test_a_share_is_bounded_by_quantiles_of_the_beta_distribution(count: int, rows: int) -> None:
+    found = clopper_pearson(count, rows, 0.05)
+    lower = stats.beta.ppf(0.05, count, rows - count + 1) if count else 0.0
+    assert found.lower == pytest.approx(lower, abs=1e-9)
+    assert found.estimate == count / rows
+    assert found.upper == pytest.approx(stats.beta.ppf(0.95, count + 1, rows - count), abs=1e-9)
+
+
+def test_a_share_of_all_rows_has_no_upper_bound_and_one_of_none_is_refused() -> None:
+    assert clopper_pearson(3, 3, 0.05).upper == 1.0
+    for count, rows in ((0, 0), (4, 3), (-1, 3)):
+        with pytest.raises(ValueError, match="is no share"):
+            clopper_pearson(count, rows, 0.05)
 
 
 def test_rows_needed_is_the_oracle() -> None:

@@ -2,22 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from perdure.config import JudgeSettings
 from perdure.judge.evidence import Evidence
-from perdure.judge.threshold import BELOW, SHARES, risk_bound, threshold, threshold_of
+from perdure.judge.threshold import BELOW, SHARES, threshold, threshold_of
 from perdure.model.base import Scores
-
-
-@pytest.mark.parametrize(("errors", "rows"), [(0, 1), (0, 59), (1, 100), (7, 300), (299, 300), (40, 20_000)])
-def test_the_bound_is_clopper_and_pearsons(errors, rows):
-    assert risk_bound(errors, rows, 0.05) == pytest.approx(stats.beta.ppf(0.95, errors + 1, rows - errors), abs=1e-9)
-
-
-def test_where_all_were_wrong_or_none_was_asked_nothing_is_ruled_out():
-    assert risk_bound(3, 3, 0.05) == 1.0
-    assert risk_bound(0, 0, 0.05) == 1.0
 
 
 def test_of_answers_that_are_all_right_all_are_relied_on():

@@ -40,13 +40,17 @@ def test_each_text_is_encoded_once(encoder: Encoder, asked: list[list[str]]) -> 
     assert asked == [[TEXTS[0], TEXTS[1]], [TEXTS[2], TEXTS[3]]]
 
 
-@pytest.mark.parametrize("adapted", [False, True])
-def test_encodings_are_what_the_encoder_says_in_the_order_asked(encoder: Encoder, adapted: bool) -> None:
+def adapter_of(encoder: Encoder, size: float = 0.1) -> Adapter:
     shape = AdapterShape(rank=1, alpha=1, layers=2, targets=linear_names(encoder.top))
     layers: dict[str, Any] = dict(encoder.top.named_modules())
-    weights = {f"{name}.A": 0.1 * torch.ones(1, layers[name].in_features) for name in shape.targets}
+    weights = {f"{name}.A": size * torch.ones(1, layers[name].in_features) for name in shape.targets}
     weights |= {f"{name}.B": torch.linspace(-1, 1, layers[name].out_features).unsqueeze(1) for name in shape.targets}
-    adapter = Adapter(encoder, shape, weights) if adapted else None
+    return Adapter(encoder, shape, weights)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_encodings_are_what_the_encoder_says_in_the_order_asked(encoder: Encoder, adapted: bool) -> None:
+    adapter = adapter_of(encoder) if adapted else None
     encodings = Encodings(encoder, adapter, 4)
     encodings(TEXTS[2:])
     order = [3, 0, 2, 0, 1]
@@ -59,6 +63,22 @@ def test_encodings_are_what_the_encoder_says_in_the_order_asked(encoder: Encoder
         assert np.array_equal(found.adapted, wanted.adapted[order])
     else:
         assert found.adapted is None
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_beside_others_only_the_adapters_part_is_new(encoder: Encoder, asked: list[list[str]], before: bool) -> None:
+    first, adapter = Encodings(encoder, adapter_of(encoder) if before else None, 4), adapter_of(encoder, 0.3)
+    first([TEXTS[2], TEXTS[0]])
+    asked.clear()
+    order = [0, 3, 2, 0]
+    found = first.beside(adapter)([TEXTS[row] for row in order])
+    assert asked == [[TEXTS[3]]]
+    wanted = encode(encoder, adapter, TEXTS, 4)
+    assert found.adapted is not None
+    assert wanted.adapted is not None
+    assert np.array_equal(found.features, wanted.features[order])
+    assert np.array_equal(found.adapted, wanted.adapted[order])
+    assert np.array_equal(found.last, wanted.last[order])
 
 
 def test_no_texts_have_no_encodings(encoder: Encoder) -> None:

@@ -85,7 +85,9 @@ def scripted() -> type[ScriptedClassifier]:
 def publish() -> Callable[..., None]:
     """Writes a version's card and, unless told otherwise, promotes it."""
 
-    def write(registry: Registry, name: str, *, promote: bool = True, parent: str | None = None) -> None:
+    def write(
+        registry: Registry, name: str, *, promote: bool = True, parent: str | None = None, **fields: object
+    ) -> None:
         card = Card(
             name=name,
             parent=parent,
@@ -95,7 +97,7 @@ def publish() -> Callable[..., None]:
             labels=tuple(KEYWORDS),
             metrics={"accuracy": 0.5},
             verdict={"outcome": "promote", "sentence": f"{name} is better."},
-        )
+        ).model_copy(update=fields)
         registry.write(card, {"model.json": b"{}"})
         if promote:
             registry.promote(name, reason="a test", by="tests")

@@ -77,6 +77,13 @@ def test_promoting_and_rolling_back_change_what_answers(client, registry, publis
     assert registry.promotions()[-1].reason == "rolled back by hand"
 
 
+def test_a_rollback_to_what_knows_forgotten_rows_says_so(client, registry, publish):
+    publish(registry, "v2", parent="v1", created=2.0, unlearned=3)
+    assert client.post("/v1/versions/v2/promote").json()["knows_forgotten"] is False
+    back = client.post("/v1/rollback").json()
+    assert (back["promotion"]["version"], back["knows_forgotten"]) == ("v1", True)
+
+
 def test_a_promotion_is_followed_at_once_not_after_the_interval(registry, publish, serving, until):
     publish(registry, "v1")
     publish(registry, "v2", promote=False)
