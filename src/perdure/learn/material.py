@@ -40,8 +40,8 @@ class Encodings:
         missing = list(dict.fromkeys(text for text in texts if text not in self._place))
         known = [text for text in missing if self._frozen is not None and text in self._frozen]
         if known and self._frozen is not None and self._adapter is not None:
-            adapted = self._adapter.embeddings(known, self._batch)
-            self._store(known, Encoded(self._frozen(known).features, adapted, adapted))
+            again = self._adapter.embeddings(known, self._batch)
+            self._store(known, Encoded(self._frozen(known).features, again, again))
             missing = [text for text in missing if text not in self._place]
         if missing or self._stored is None:
             self._store(missing, encode(self._encoder, self._adapter, missing, self._batch))
