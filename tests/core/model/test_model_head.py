@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -186,6 +187,32 @@ def test_the_solution_solves_the_normal_equations(rows: Rows, ridge: float) -> N
     np.testing.assert_allclose(solution.scores(features), features @ wanted, atol=1e-4)
     right = np.asarray(LABELS)[solution.scores(features).argmax(axis=1)] == labels
     assert right.mean() > 0.9
+
+
+@pytest.mark.parametrize("ridge", [1e-6, 1e-4, 1e-2, 1.0])
+def test_near_to_singular_the_solution_is_as_exact(ridge: float) -> None:
+    """Fewer rows than features, each many times: in single precision alone weights would be off in the first digit."""
+    rng = np.random.default_rng(5)
+    features = np.repeat((rng.integers(-GRID, GRID, (40, D)) / GRID).astype(np.float32), 50, axis=0)
+    labels = [LABELS[row // 50 % 3] for row in range(2000)]
+    found, wanted = solve(statistics_of((features, labels)), LABELS, ridge), direct(features, labels, LABELS, ridge)
+    np.testing.assert_allclose(found.weights, wanted, atol=2e-6 * np.abs(wanted).max())
+
+
+def test_what_single_precision_cannot_factor_is_solved_in_double(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.dtype] = []
+
+    def spy(gram: NDArray[np.float64], scale: float, ridge: float, precision: torch.dtype) -> torch.Tensor:
+        asked.append(precision)
+        return shifted(gram, scale, ridge, precision)
+
+    shifted = head._shifted
+    monkeypatch.setattr(head, "_shifted", spy)
+    found = solve(statistics_of(rows), LABELS, 0.1)
+    assert asked == [torch.float32]
+    monkeypatch.setattr(head, "_refined", lambda *given: None)
+    np.testing.assert_allclose(solve(statistics_of(rows), LABELS, 0.1).weights, found.weights, atol=1e-6)
+    assert asked == [torch.float32, torch.float32, torch.float64]
 
 
 def test_rows_of_other_labels_belong_to_none(rows: Rows) -> None:
