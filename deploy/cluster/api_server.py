@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import socket
 import ssl
 import subprocess
@@ -30,15 +29,16 @@ from types import TracebackType
 from typing import Self
 
 HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:  # loaded by its path, it finds its neighbours all the same
-    sys.path.append(str(HERE))
+# Loaded by its path, it finds its neighbours all the same.
+sys.path += [place for place in (str(HERE), str(HERE.parent)) if place not in sys.path]
 
 from authority import Authority  # noqa: E402
 from kubernetes_programs import FILES, ClusterError, ProgramMissing, build, built, run  # noqa: E402
+from local_process import heed_signals, last_words, launch, unwatch, watch  # noqa: E402
+from local_server import HOST  # noqa: E402
 
 __all__ = ["ApiServer", "ClusterError", "ProgramMissing", "build", "built"]
 
-HOST = "127.0.0.1"
 SERVICES = "10.96.0.0/16"
 """Addresses that Services are given; nothing is ever sent to one."""
 
@@ -110,7 +110,8 @@ class ApiServer:
         for one in reversed(self._programs):
             one.end()
         self._programs.clear()
-        self._unwatch()
+        unwatch(self._watch)
+        self._watch = None
         if self._port is not None:
             self._port.close()
         self._port = None
@@ -148,7 +149,7 @@ class ApiServer:
             f"--cache-dir={self.folder / 'cache'}",
         ]
         command += arguments
-        return run(command, f"run `kubectl {' '.join(arguments[:4])}`", said=said, cwd=self.folder)
+        return run(command, f"run `kubectl {' '.join(arguments[:4])}`", said=said or "", folder=self.folder).stdout
 
     def until(self, true: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
         """Waits until `true()`.
@@ -245,15 +246,8 @@ class ApiServer:
 
     def _launch(self, program: Path, arguments: Sequence[str]) -> None:
         self._programs.append(_Program(program, arguments, self.folder))
-        self._unwatch()
-        self._watch = _watch([one.pid for one in self._programs])
-
-    def _unwatch(self) -> None:
-        if self._watch is not None and self._watch.stdin is not None:
-            self._watch.kill()
-            self._watch.stdin.close()
-            self._watch.wait()
-        self._watch = None
+        unwatch(self._watch)
+        self._watch = watch(*(one.pid for one in self._programs))
 
     def _await(self, true: Callable[[], bool], what: str, deadline: float) -> None:
         self.until(true, what, max(deadline - time.monotonic(), 0.1))
@@ -279,15 +273,7 @@ class _Program:
     def __init__(self, program: Path, arguments: Sequence[str], folder: Path) -> None:
         self.name = program.name
         self.log_file = folder / f"{self.name}.log"
-        with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(program), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                start_new_session=True,  # Ctrl-C is for us: we end them, in order
-            )
+        self._process = launch([program, *arguments], self.log_file)
 
     @property
     def pid(self) -> int:
@@ -295,8 +281,7 @@ class _Program:
 
     def check(self) -> None:
         if (status := self._process.poll()) is not None:
-            said = self.log_file.read_text(encoding="utf-8", errors="replace").strip()[-2000:]
-            raise ClusterError(f"{self.name} ended with {status}, see {self.log_file}: {said or 'it said nothing'}")
+            raise ClusterError(f"{self.name} ended with {status}, see {self.log_file}: {last_words(self.log_file)}")
 
     def end(self) -> None:
         self._process.terminate()
@@ -305,17 +290,6 @@ class _Program:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def _watch(pids: Sequence[int]) -> subprocess.Popen[bytes]:
-    """A process that ends `pids` when this one is gone: it notices by the pipe that closes then."""
-    return subprocess.Popen(
-        ["/bin/sh", "-c", 'while read -r _; do :; done; kill -9 "$@"', "sh", *map(str, pids)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
 
 
 def _held_port() -> socket.socket:
@@ -333,9 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--build", action="store_true", help="only build the programs, and leave")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Also where a shell that started it in the background has told it not to listen.
-        signal.signal(number, signal.default_int_handler)
+    heed_signals()
     try:
         folder = build()
         if given.build:

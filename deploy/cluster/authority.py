@@ -99,7 +99,7 @@ class Authority:
         return self.folder / f"{name}.pem", self.folder / f"{name}.key"
 
     def _run(self, *arguments: str) -> None:
-        run([self._openssl, *arguments], "make the certificates of the cluster", cwd=self.folder)
+        run([self._openssl, *arguments], "make the certificates of the cluster", folder=self.folder)
 
     def _write(self, name: str, text: str) -> Path:
         file = self.folder / name

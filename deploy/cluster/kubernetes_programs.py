@@ -6,24 +6,23 @@ release, and etcd. They are built once for each state of the two files.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import logging
 import os
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+if str(HERE.parent) not in sys.path:  # loaded by its path, it finds its neighbours all the same
+    sys.path.append(str(HERE.parent))
+
+import brought  # noqa: E402
+
 FILES = HERE.parents[1] / "var" / "cluster"
 """Where the programs are kept, in a folder for each state of `go.mod` and `go.sum`."""
 
 MODULES = {"k8s.io/kubernetes": "Kubernetes", "go.etcd.io/etcd/server/v3": "etcd"}
-
-GO_REMEDY = "install Go 1.26 or newer"
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +33,10 @@ class ClusterError(RuntimeError):
 
 class ProgramMissing(ClusterError):
     """Go or OpenSSL is not on this machine, or the programs have not been built yet."""
+
+
+run = partial(brought.run, failed=ClusterError)
+program = partial(brought.program, use="is needed for a Kubernetes API server", missing=ProgramMissing)
 
 
 def built() -> Path:
@@ -56,105 +59,38 @@ def build() -> Path:
         ClusterError: Go could not bring or build them; what it said is in the message.
     """
     target = _target()
-    if target.exists():
-        return target
-    go = program("go", "Go", GO_REMEDY)
-    FILES.mkdir(parents=True, exist_ok=True)
-    with (FILES / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.exists():
-            return target
-        release = versions(go)
-        logger.info(
-            "building Kubernetes %s and etcd %s: once, about a quarter of an hour on two cores",
-            *release.values(),
-        )
-        with whole_folder(target) as made:
-            _build(go, made, release["Kubernetes"])
+    if not target.exists():
+        brought.once(target, partial(_build, program("go", "Go", "install Go 1.26 or newer")))
     return target
 
 
 def versions(go: str) -> Mapping[str, str]:
     """What `go.mod` names, as `{"Kubernetes": "v1.2.3", "etcd": "v1.2.3"}`."""
-    said = run(
-        [go, "list", "-m", "-f", "{{.Path}} {{.Version}}", *MODULES], "read go.mod", cwd=HERE, environ=_environ()
-    )
-    return {MODULES[path]: version for path, version in (line.split() for line in said.splitlines())}
+    command = [go, "list", "-m", "-f", "{{.Path}} {{.Version}}", *MODULES]
+    told = run(command, "read go.mod", folder=HERE, environment=_environment())
+    return {MODULES[path]: version for path, version in (line.split() for line in told.stdout.splitlines())}
 
 
-def _build(go: str, into: Path, release: str) -> None:
+def _build(go: str, made: Path) -> None:
+    found = versions(go)
+    logger.info("building Kubernetes %s and etcd %s: once, about a quarter of an hour on two cores", *found.values())
+    made.mkdir()
+    release = found["Kubernetes"]
     major, minor = release.removeprefix("v").split(".")[:2]
     stamp = "k8s.io/component-base/version"
     # Without these the server calls itself v0.0.0, and charts go by what it calls itself.
     flags = f"-X {stamp}.gitVersion={release} -X {stamp}.gitMajor={major} -X {stamp}.gitMinor={minor}"
-    command = [go, "build", "-mod=readonly", "-trimpath", "-ldflags", f"-s -w {flags}", "-o", f"{into}/", "tool"]
-    run(command, "build the API server with Go", cwd=HERE, environ=_environ())
+    command = [go, "build", "-mod=readonly", "-trimpath", "-ldflags", f"-s -w {flags}", "-o", f"{made}/", "tool"]
+    run(command, "build the API server with Go", folder=HERE, environment=_environment())
     # A package's program has the name of its folder, and etcd's is called server.
-    (into / "server").rename(into / "etcd")
+    (made / "server").rename(made / "etcd")
 
 
-def _environ() -> dict[str, str]:
+def _environment() -> dict[str, str]:
     # No C compiler, no version control and no workspace of whoever builds has a say in what is built.
     return {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", "GOWORK": "off"}
 
 
 def _target() -> Path:
-    state = hashlib.sha256()
-    for name in ("go.mod", "go.sum", Path(__file__).name):
-        state.update((HERE / name).read_bytes())
-    return FILES / f"programs-{state.hexdigest()[:12]}"
-
-
-@contextlib.contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A new folder that becomes `target` at the end: who is killed on the way leaves no half of it."""
-    made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    made.chmod(0o755)
-    try:
-        yield made
-        made.rename(target)
-    except BaseException:
-        shutil.rmtree(made)
-        raise
-
-
-def run(
-    command: Sequence[str],
-    purpose: str,
-    *,
-    said: str | None = None,
-    cwd: Path | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> str:
-    """What `command` writes to its standard output, given `said` as its input.
-
-    Raises:
-        ClusterError: it ended with another status than 0; what it said is in the message.
-    """
-    done = subprocess.run(
-        command,
-        input=said if said is not None else "",
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env=environ,
-    )
-    if done.returncode:
-        told = (done.stderr + done.stdout).strip()[-4000:]
-        raise ClusterError(f"could not {purpose}: {Path(command[0]).name} ended with {done.returncode}: {told}")
-    return done.stdout
-
-
-def program(name: str, called: str, remedy: str) -> str:
-    """The path of a program.
-
-    Raises:
-        ProgramMissing: it is not in PATH.
-    """
-    found = shutil.which(name)
-    if found is None:
-        raise ProgramMissing(
-            f"{called} is needed for a Kubernetes API server, and there is no {name!r} in PATH: {remedy}"
-        )
-    return found
+    state = brought.state(*(HERE / name for name in ("go.mod", "go.sum", Path(__file__).name)))
+    return FILES / f"programs-{state}"

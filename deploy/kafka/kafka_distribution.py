@@ -5,22 +5,23 @@ They come from Maven Central by the coordinates in `pom.xml`, once for each stat
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import functools
-import hashlib
 import logging
 import os
 import re
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
+import sys
+from functools import cache, partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+if str(HERE.parent) not in sys.path:  # loaded by its path, it finds its neighbours all the same
+    sys.path.append(str(HERE.parent))
+
+import brought  # noqa: E402
+
 FILES = HERE.parents[1] / "var" / "kafka"
 """Where the broker's files are kept, in a folder for each state of `pom.xml`."""
+
+POM = HERE / "pom.xml"
 
 JAVA = 17
 """Oldest Java that this Kafka runs on."""
@@ -39,6 +40,10 @@ class ProgramMissing(BrokerError):
     """Java, Maven or OpenSSL is not on this machine."""
 
 
+run = partial(brought.run, failed=BrokerError)
+program = partial(brought.program, use="is needed to run a Kafka broker", missing=ProgramMissing)
+
+
 def fetch() -> Path:
     """The folder with the broker's files; brought from Maven Central the first time, by one process at a time.
 
@@ -47,58 +52,27 @@ def fetch() -> Path:
         BrokerError: Maven could not bring them; what it said is in the message.
     """
     java_program()
-    pom = HERE / "pom.xml"
-    target = FILES / f"files-{hashlib.sha256(pom.read_bytes()).hexdigest()[:12]}"
-    if target.exists():
-        return target
-    maven = program("mvn", "Maven", "install it (on Debian: apt-get install maven)")
-    FILES.mkdir(parents=True, exist_ok=True)
-    with (FILES / "lock").open("w") as lock:
-        # Maven's own store is not made for two that download at once either.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.exists():
-            return target
-        logger.info("bringing the broker's files into %s", target)
-        with whole_folder(target) as made:
-            goal = [maven, "--batch-mode", "--quiet", "--file", str(pom), "dependency:copy-dependencies"]
-            run([*goal, "-DincludeScope=runtime", f"-DoutputDirectory={made}"], "bring the broker's files with Maven")
+    target = FILES / f"files-{brought.state(POM)}"
+    if not target.exists():
+        maven = program("mvn", "Maven", "install it (on Debian: apt-get install maven)")
+        brought.once(target, partial(_bring, maven))
     return target
 
 
-@contextlib.contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A new folder that becomes `target` at the end: who is killed on the way leaves no half of it."""
-    made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    made.chmod(0o755)
-    try:
-        yield made
-        made.rename(target)
-    except BaseException:
-        shutil.rmtree(made)
-        raise
+def _bring(maven: str, made: Path) -> None:
+    logger.info("bringing the broker's files into %s", FILES)
+    made.mkdir()
+    goal = [maven, "--batch-mode", "--quiet", "--file", str(POM), "dependency:copy-dependencies"]
+    run([*goal, "-DincludeScope=runtime", f"-DoutputDirectory={made}"], "bring the broker's files with Maven")
 
 
-def run(command: Sequence[str], purpose: str) -> str:
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    said = (done.stdout + done.stderr).strip()
-    if done.returncode:
-        raise BrokerError(f"could not {purpose}: {Path(command[0]).name} ended with {done.returncode}: {said[-2000:]}")
-    return said
-
-
-def program(name: str, called: str, remedy: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        raise ProgramMissing(f"{called} is needed to run a Kafka broker, and there is no {name!r} in PATH: {remedy}")
-    return found
-
-
-@functools.cache
+@cache
 def java_program() -> str:
     remedy = f"install Java {JAVA} or newer (on Debian: apt-get install openjdk-17-jre-headless)"
     home = os.environ.get("JAVA_HOME")
     java = program(f"{home}/bin/java" if home else "java", f"Java {JAVA}", remedy)
-    said = run([java, "-version"], "ask Java for its version")
+    told = run([java, "-version"], "ask Java for its version")
+    said = (told.stdout + told.stderr).strip()
     found = re.search(r'version "(\d+)', said)
     if found is None or int(found[1]) < JAVA:
         raise ProgramMissing(f"Kafka needs Java {JAVA}, but {java} says {said.splitlines()[0]!r}: {remedy}")

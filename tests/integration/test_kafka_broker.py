@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import signal
 import socket
 import ssl
@@ -190,8 +191,8 @@ def test_no_two_listeners_get_one_port(module: Any, tmp_path: Path, monkeypatch:
         def sample(self, ports: Any, count: int) -> list[int]:
             return list(ports)[:count]
 
-    monkeypatch.setattr(module.random, "SystemRandom", Unlucky)
-    monkeypatch.setattr(module, "_is_free", lambda port: True)
+    monkeypatch.setattr(random, "SystemRandom", Unlucky)
+    monkeypatch.setattr(sys.modules["local_server"], "is_free", lambda port: True)
     broker = module.Broker(tmp_path)
     ports = [broker.port, *broker._inner_ports()]
     assert len(set(ports)) == 3
@@ -199,7 +200,7 @@ def test_no_two_listeners_get_one_port(module: Any, tmp_path: Path, monkeypatch:
 
 # ── the command ──
 def test_the_command_says_where_it_is_and_ends_in_order(kafka_broker: Any, module: Any, tmp_path: Path) -> None:
-    port = module._free_port()
+    port = module.Broker(tmp_path).port
     command = [sys.executable, str(BROKER), "--port", str(port), "--folder", str(tmp_path / "kept")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -213,20 +214,20 @@ def test_the_command_says_where_it_is_and_ends_in_order(kafka_broker: Any, modul
             assert process.wait(30) == 0
         finally:
             process.kill()
-    assert module._is_free(port)
+    assert module.is_free(port)
 
 
 def test_a_broker_ends_with_whoever_started_it(tmp_path: Path) -> None:
     """With a process in the broker's place: who was killed could not end it."""
     script = f"""
 import subprocess, sys, threading, time
-sys.path.insert(0, {str(BROKER.parent)!r})
-import broker
+sys.path.insert(0, {str(BROKER.parents[1])!r})
+import local_process
 held = []
 def start():
     # A thread that ends must not take the broker with it.
     held.append(subprocess.Popen(["sleep", "60"], start_new_session=True))
-    held.append(broker._watch(held[0].pid))
+    held.append(local_process.watch(held[0].pid))
 thread = threading.Thread(target=start)
 thread.start()
 thread.join()
