@@ -114,9 +114,12 @@ class FisherRecorder:
                 total.addcmul_(gradient, gradient)
 
     def close(self) -> None:
-        """Takes the hooks off the maps."""
+        """Takes the hooks off the maps, and lets go of what they kept."""
         for handle in self._handles:
             handle.remove()
+        # The graph behind an output holds its hook, which holds this: nobody collects a ring that goes through torch.
+        self.outputs.clear()
+        self._inputs.clear()
 
 
 def fisher_information(

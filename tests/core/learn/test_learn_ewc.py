@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -126,6 +127,20 @@ def test_a_pass_leaves_no_gradients_behind() -> None:
     layer.weight.grad = torch.ones(4, 5)
     fisher_of(layer, rows, 5)
     assert torch.equal(layer.weight.grad, torch.ones(4, 5))
+
+
+def test_nothing_of_a_pass_stays_in_memory() -> None:
+    """A hook holds the recorder, and the recorder what the hook is on: a ring through torch that nobody collects."""
+    layer, rows = linear(6), torch.randn(32, 5, generator=torch.Generator().manual_seed(1))
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(one), Tensor) for one in gc.get_objects())
+
+    fisher_of(layer, rows, batch=4)
+    before = tensors()
+    fisher_of(layer, rows, batch=4)
+    assert tensors() == before
 
 
 def test_hooks_are_gone_afterwards_even_when_forward_fails() -> None:
