@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 
-from perdure import heap
 from perdure.artifact import Artifacts
 from perdure.config import Settings
 from perdure.errors import StalePromotion, TooFewLabels, VersionDamaged, VersionNotFound
@@ -136,7 +135,6 @@ class Loop:
         self._memory.finish(json.dumps(summary.to_json()))
         undecided = self._undecided()
         self._registry.collect(self._settings.registry.retain, keep=[undecided.version] if undecided else [])
-        heap.trim()
         logger.info("%s", summary.line())
         return summary
 
@@ -249,7 +247,6 @@ class Loop:
         for kind, learn in learners.items():
             if kind == "challenger" and waiting is None:
                 continue
-            heap.trim()
             result = self._try(kind, learn, state, champion, material, statistics, trial, promotion)
             if result is None:
                 continue
