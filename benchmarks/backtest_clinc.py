@@ -23,7 +23,7 @@ RESULT = Path(__file__).parent / "results" / "backtest_clinc.json"
 MEMORY_PER_CLASS = 10
 
 VECTORS = ("avx512_vnni", "avx512f", "avx_vnni", "avx2")
-"""Instructions of a processor, as Linux calls them, widest first."""
+"""Instructions of a processor, as Linux calls them, the most capable first."""
 
 
 def main() -> None:
@@ -82,15 +82,15 @@ def setup(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name and the widest vectors it multiplies: some of one name differ by half in speed."""
+    """The processor's name and its most capable instructions: some of one name differ by half in speed."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     name, flags = facts.get("model name", platform.machine()), facts.get("flags", "").split()
-    widest = next((flag for flag in VECTORS if flag in flags), None)
-    return name if widest is None else f"{name}, {widest.upper()}"
+    best = next((flag for flag in VECTORS if flag in flags), None)
+    return name if best is None else f"{name}, {best.upper()}"
 
 
 def commit() -> str | None:

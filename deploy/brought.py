@@ -58,7 +58,7 @@ def run(
     """
     done = subprocess.run(command, input=said, capture_output=True, text=True, check=False, cwd=folder, env=environment)
     if done.returncode:
-        told = (done.stderr + done.stdout).strip()[-4000:]
+        told = "\n".join(part.strip()[-2000:] for part in (done.stderr, done.stdout)).strip()
         raise failed(f"could not {purpose}: {Path(command[0]).name} ended with {done.returncode}: {told}")
     return done
 

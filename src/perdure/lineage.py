@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
-from perdure.errors import RegistryError, VersionDamaged, VersionNotFound
-from perdure.registry import JUDGE, Registry
+from perdure.errors import RegistryError, RegistryUnavailable, VersionDamaged, VersionNotFound
+from perdure.registry import JUDGE, Card, Registry
 from perdure.turn import CandidateResult, TurnResult
 
 CHALLENGERS = ("challenger", "lora")
@@ -95,17 +94,29 @@ def owes_erasure(history: Sequence[str], registry: Registry, *, unlearned: int) 
     return knows and (late or last.champion != champion.version)
 
 
-def knows_forgotten(version: str, registry: Registry) -> bool:
+def knows_forgotten(version: str, registry: Registry) -> bool | None:
     """Whether the head of `version` knows what a later version has unlearned: erasures came between the two.
 
-    What cannot be read is passed over: this is asked after a promotion, which stands whatever comes of the question.
+    This is asked after a promotion, which stands whatever comes of the question: None where its own card or the store
+    cannot be read; cards of others that cannot be read are passed over.
     """
-    with suppress(RegistryError):
+    try:
         mine = registry.card(version)
-        for name in registry.versions():
-            with suppress(VersionNotFound, VersionDamaged):
-                other = registry.card(name)
-                # An earlier one that has unlearned more is of another memory, which counted for itself.
-                if other.created > mine.created and other.unlearned > mine.unlearned:
-                    return True
+        # The latest knows most of what was forgotten.
+        for name in reversed(registry.versions()):
+            if _unlearned_since(mine, name, registry):
+                return True
+    except RegistryError:
+        return None
     return False
+
+
+def _unlearned_since(mine: Card, name: str, registry: Registry) -> bool:
+    try:
+        other = registry.card(name)
+    except RegistryUnavailable:
+        raise
+    except RegistryError:
+        return False
+    # An earlier one that has unlearned more is of another memory, which counted for itself.
+    return other.created > mine.created and other.unlearned > mine.unlearned

@@ -207,7 +207,7 @@ def _shift(candidate: Candidate, material: Material, champion: AnalyticClassifie
 
 
 def _answers(candidate: Candidate, material: Material, texts: Sequence[str]) -> Scores:
-    """What the candidate in memory says; nothing is encoded twice."""
+    """What the candidate in memory says; no frozen features are computed twice."""
     return candidate.classifier.answer((candidate.encodings or material.encodings)(texts))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from perdure.errors import RegistryUnavailable
 from perdure.lineage import LOOKS, Undecided, knows_forgotten, owes_erasure, undecided_in
 from perdure.records import now
 from perdure.registry import JUDGE, Card, EncoderCard, Registry
@@ -143,5 +144,25 @@ def test_a_version_from_before_an_erasure_knows_what_was_forgotten(tmp_path: Pat
     # Another one that cannot be read is no reason to say nothing.
     (tmp_path / "versions" / "v1-head" / "card.json").write_text("{}", encoding="utf-8")
     assert knows_forgotten("v2-head", Registry(str(tmp_path)))
-    # One's own is: the promotion that is asked about stands whatever can be read.
-    assert not knows_forgotten("v1-head", Registry(str(tmp_path)))
+    # One's own is: then nobody knows.
+    assert knows_forgotten("v1-head", Registry(str(tmp_path))) is None
+
+
+def test_a_card_of_a_newer_release_does_not_hide_what_others_say(tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path))
+    for number, unlearned in enumerate((0, 2, 2), start=1):
+        made = card(f"v{number}-head").model_copy(update={"unlearned": unlearned})
+        registry.write(made, {"head.safetensors": b"h"})
+    (tmp_path / "versions" / "v3-head" / "card.json").write_text('{"schema": 99}', encoding="utf-8")
+    assert knows_forgotten("v1-head", Registry(str(tmp_path))) is True
+
+
+def test_a_store_that_is_away_leaves_it_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(str(tmp_path))
+    registry.write(card("v1-head"), {"head.safetensors": b"h"})
+
+    def away() -> tuple[str, ...]:
+        raise RegistryUnavailable("the store is away")
+
+    monkeypatch.setattr(registry, "versions", away)
+    assert knows_forgotten("v1-head", registry) is None

@@ -261,9 +261,9 @@ class PromotedAnswer(BaseModel):
     promotion: PromotionAnswer
     serving: str | None
     """The version that answers now."""
-    knows_forgotten: bool
+    knows_forgotten: bool | None
     """Whether its head still knows rows that were forgotten after it was made; the trainer's next turn makes one
-    without them."""
+    without them. Null where the registry could not be asked."""
 
 
 class ServingAnswer(BaseModel):

@@ -115,6 +115,8 @@ def _said(entry: Promotion, registry: Registry, as_json: bool) -> None:
                 "Its head still knows rows that were forgotten after it was made. The trainer's next turn makes one "
                 "without them; where no trainer runs, run `perdure update`."
             )
+        if knows is None:
+            stdout.print("Whether its head knows what was forgotten since cannot be read just now.")
         if entry.kind == "rollback":
             stdout.print(
                 f"The judge does not promote {', '.join(entry.rolled_back)} again by itself; it may promote what a "

@@ -94,7 +94,8 @@ class Template:
             if len(found) != 1:
                 return None
             places[name] = found[0]
-        return cls(graph, places)
+        # Of two targets that are equal the exporter may keep one constant.
+        return cls(graph, places) if len({index for index, _ in places.values()}) == len(places) else None
 
     def filled(self, adapter: Adapter) -> onnx.ModelProto:
         """The graph of `adapter`, as `adapted_graph` would export it."""

@@ -65,6 +65,8 @@ class Waiting:
         if len(since) < max(settings.judge.min_rows, 2 * self.asked):
             return None
         rows = since + held_out
+        # First: what the champion's space holds, the challenger's takes from there.
+        before = material.encodings(rows.texts)
         encoded = encodings(rows.texts)
         assert encoded.adapted is not None
         scores = unseen_scores(champion, leverage, encoded.features, rows.keys, rows.labels)
@@ -77,7 +79,7 @@ class Waiting:
             texts=rows.texts,
             truth=rows.labels,
             source=tuple(sources),
-            champion=unseen_sharpened(champion, material.encodings(rows.texts).adapted, unseen),
+            champion=unseen_sharpened(champion, before.adapted, unseen),
             candidate=unseen_blend(champion, self.adapted, unseen, shares),
         )
         note = f"It is the adapter of {self.version}, whose verdict was inconclusive, asked about what has come since."

@@ -29,6 +29,10 @@ Double = NDArray[np.float64]
 REFINEMENTS = 8
 """Times that a solution may be refined."""
 
+FACTORED = 1e-2
+"""Largest share of an error that a step of refinement may leave. It tells how near the factor is to the matrix, and
+leverages, which nobody refines, are no nearer."""
+
 REFINED = 1e-6
 """Change of a solution, as a share of its largest weight, that makes no difference in single precision."""
 
@@ -214,13 +218,15 @@ def solve(statistics: Statistics, labels: Sequence[str], ridge: float) -> Soluti
     targets = np.stack([statistics.sums[label] for label in labels], axis=1) * scale
     factor = _shifted(statistics.gram, scale**2, ridge, torch.float32)
     failed = torch.empty((), dtype=torch.int32)
-    # In place, as each copy is a quarter of a gigabyte at D = 8192, or a half. Only the lower triangle is read.
-    torch.linalg.cholesky_ex(factor, out=(factor, failed))
+    # In place, as each copy is a quarter of a gigabyte at D = 8192, or a half. Only the lower triangle is read; that is
+    # the upper one for LAPACK, which counts by columns.
+    torch.linalg.cholesky_ex(factor.mT, upper=True, out=(factor.mT, failed))
     weights = None if failed else _refined(factor, statistics.gram, scale**2, ridge, targets)
     if weights is None:
+        del factor
         factor = _shifted(statistics.gram, scale**2, ridge, torch.float64)
-        torch.linalg.cholesky(factor, out=factor)
-        weights = torch.cholesky_solve(torch.from_numpy(targets), factor).numpy()
+        torch.linalg.cholesky(factor.mT, upper=True, out=factor.mT)
+        weights = torch.cholesky_solve(torch.from_numpy(targets), factor.mT, upper=True).numpy()
     return Solution(tuple(labels), (weights * scale).astype(np.float32), ridge, factor, scale)
 
 
@@ -241,12 +247,15 @@ def _refined(factor: torch.Tensor, gram: Double, scale: float, ridge: float, tar
     """
     weights, left, before = np.zeros_like(targets), targets, math.inf
     for _ in range(REFINEMENTS):
-        change = torch.cholesky_solve(torch.from_numpy(left).float(), factor).numpy()
+        change = torch.cholesky_solve(torch.from_numpy(left).float(), factor.mT, upper=True).numpy()
         weights += change
         size = float(np.abs(change).max())
-        # Changes fall by about the same factor each time: the next one need not be made to know how small it is.
-        if before < math.inf and size**2 <= before * REFINED * np.abs(weights).max():
-            return weights
+        if before < math.inf:
+            if size > FACTORED * before:
+                return None
+            # Changes fall by about the same factor each time: the next need not be made to know how small it is.
+            if size**2 <= before * REFINED * np.abs(weights).max():
+                return weights
         before = size
         # What is the lower triangle here is the upper one for BLAS, which counts by columns.
         left = targets - blas.dsymm(scale, gram.T, weights) - ridge * weights

@@ -169,13 +169,13 @@ class Store:
         `data` must have something of its own, a time or an owner.
         """
         with self._explained(f"writing {path}"):
-            for pause in _CONFLICT_PAUSES:
+            for pause in (0.0, *_CONFLICT_PAUSES):
+                time.sleep(pause)
                 ours = self._try_to_create(path, data)
                 if ours:
                     self._sync(path)
                 if ours is not None:
                     return ours
-                time.sleep(pause)
         raise RegistryUnavailable(
             f"the registry {self.name} failed at writing {path}: for {sum(_CONFLICT_PAUSES):.0f} s it has said that "
             "another process is writing that, and nothing has come of it. Try again"

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from perdure.engine import exporter as exporter_module
@@ -177,6 +178,13 @@ def test_where_weights_cannot_be_told_apart_every_adapter_is_exported(
     graph.graph.initializer.append(twice)
     assert Template.of(graph, adapter) is None
     assert Template.of(adapted_graph(another), adapter) is None
+    # Two targets with one weight, of which the exporter may keep one constant.
+    twins = Adapter(adapter.encoder, adapter.shape, adapter.weights)
+    maps = dict(twins.layers().named_modules())
+    first, second = (maps[f"0.attention.self.{name}"].get_parameter("weight") for name in ("query", "key"))
+    with torch.no_grad():
+        first.copy_(second)
+    assert Template.of(adapted_graph(twins), twins) is None
     made = []
     monkeypatch.setattr(exporter_module, "adapted_graph", lambda given: made.append(given) or graph)
     exports = Exporter()

@@ -197,9 +197,12 @@ def test_near_to_singular_the_solution_is_as_exact(ridge: float) -> None:
     labels = [LABELS[row // 50 % 3] for row in range(2000)]
     found, wanted = solve(statistics_of((features, labels)), LABELS, ridge), direct(features, labels, LABELS, ridge)
     np.testing.assert_allclose(found.weights, wanted, atol=2e-6 * np.abs(wanted).max())
+    scaled = features[::50].astype(np.float64) * np.sqrt(2 / D)
+    hat = scaled @ np.linalg.solve(50 * scaled.T @ scaled + ridge * np.eye(D), scaled.T)
+    np.testing.assert_allclose(found.leverage(features[::50]), np.diag(hat), rtol=1e-3)
 
 
-def test_what_single_precision_cannot_factor_is_solved_in_double(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_single_precision_cannot_refine_is_solved_in_double(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.dtype] = []
 
     def spy(gram: NDArray[np.float64], scale: float, ridge: float, precision: torch.dtype) -> torch.Tensor:

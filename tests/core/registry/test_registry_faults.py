@@ -202,9 +202,17 @@ def test_a_conflict_without_end_is_an_error(
 ) -> None:
     monkeypatch.setattr(store_module, "_CONFLICT_PAUSES", (0.01, 0.01))
     direct.write(card("v1"), FILES)
-    proxy.fault = always(creates, CONFLICT)
+    tries: list[str] = []
+
+    def in_conflict(request: Request) -> Fault | None:
+        if request.creates:
+            tries.append(request.path)
+        return CONFLICT if request.creates else None
+
+    proxy.fault = in_conflict
     with pytest.raises(RegistryUnavailable, match=r"promotions/00000001\.json: for 0 s .* another process"):
         registry.promote("v1", number=1, reason="the first", by=JUDGE)
+    assert len(tries) == 3
     assert direct.promotions() == ()
 
 
