@@ -11,7 +11,7 @@ one order and seed, the frozen contestants on all rows and three LoRA ones on fe
 minutes on two cores.
 
 Seconds compare on one processor alone, and only where it computes in bfloat16 itself: the LoRA contestants train in it,
-and one that must imitate it (with AVX2, say) takes them more than twice as long, where Perdure then takes float32.
+and one that can only imitate it (with AVX2, say) takes them longer, where Perdure then takes float32.
 """
 
 from __future__ import annotations
