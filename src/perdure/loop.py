@@ -31,7 +31,8 @@ from perdure.judge.drift import DriftSummary
 from perdure.learn.absorb import Absorber
 from perdure.learn.analytic import HeadLearner
 from perdure.learn.candidate import Candidate
-from perdure.learn.challenger import Challenger, carried_files, origin_of
+from perdure.learn.carried import carried_files, origin_of
+from perdure.learn.challenger import Challenger
 from perdure.learn.gate import Gated, gate
 from perdure.learn.leverage import Leverage
 from perdure.learn.material import Encodings, Material

@@ -152,8 +152,17 @@ def is_held_out(key: str, share: float) -> bool:
     It depends on nothing else, neither on time nor on what memory holds, so what once was evidence is never trained on,
     and the other way round.
     """
-    digest = hashlib.blake2b(key.encode(), digest_size=8, person=b"held out").digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+    return _place(key, b"held out") < share * 2**64
+
+
+def is_early(key: str) -> bool:
+    """Whether an update learns from the pair of that `sample_key` in its first half, by a hash: half of all pairs."""
+    return _place(key, b"early") < 2**63
+
+
+def _place(key: str, purpose: bytes) -> int:
+    """Where a key falls among 2⁶⁴ places, for each purpose elsewhere."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8, person=purpose).digest(), "big")
 
 
 Record = Interaction | Feedback | Erasure

@@ -14,6 +14,7 @@ from perdure.records import (
     Interaction,
     decode,
     encode,
+    is_early,
     is_held_out,
     new_id,
     normalise,
@@ -126,6 +127,14 @@ def test_texts_that_read_alike_have_one_key():
     assert len(sample_key("a", "\ud800")) == 32
 
 
+def test_half_of_all_pairs_are_early_whether_held_out_or_not():
+    keys = [sample_key("card", f"text {row}") for row in range(4000)]
+    held = [key for key in keys if is_held_out(key, 0.2)]
+    assert 0.47 < sum(map(is_early, keys)) / len(keys) < 0.53
+    assert 0.44 < sum(map(is_early, held)) / len(held) < 0.56
+    assert "".join(str(int(is_early(key))) for key in keys[:12]) == EARLY
+
+
 def test_what_is_held_out_is_a_fixed_share_of_all_pairs():
     keys = [sample_key("label", f"text {number}") for number in range(20_000)]
     held = sum(is_held_out(key, 0.2) for key in keys)
@@ -138,3 +147,4 @@ def test_what_is_held_out_is_a_fixed_share_of_all_pairs():
 
 
 HELD_OUT = "010000000000"
+EARLY = "010101100000"

@@ -18,7 +18,7 @@ import pytest
 
 from perdure.backtest import SessionResult, run_backtest
 from perdure.config import Settings
-from perdure.learn.challenger import load_anchor
+from perdure.learn.carried import load_anchor
 from perdure.learn.lora import HEAD
 from perdure.model.classifier import load_classifier
 from perdure.registry import Registry

@@ -217,6 +217,29 @@ def gain(comparison: Comparison, settings: JudgeSettings, alpha: float) -> Check
     )
 
 
+def finished(comparison: Comparison, settings: JudgeSettings, alpha: float) -> Check:
+    """What was asked of the finished adapter shows no loss, where other rows were asked of it halfway.
+
+    Fails where it is worse than the champion beyond doubt: by accuracy, or by log score as in `gain`. `value` is the
+    difference of the accuracies that were seen.
+    """
+    halfway = np.array([source == "halfway" for source in comparison.evidence.source], dtype=np.bool_)
+    rows = comparison.both & ~halfway
+    paired = comparison.paired(rows)
+    said = f"{counted(int((comparison.known & halfway).sum()), 'row')} asked halfway, before it learned from them"
+    if not paired.rows:
+        return Check("finished", None, None, 0.0, 0, f"{said}; no row to ask the finished adapter about")
+    accuracy = paired_difference(paired.gains, paired.losses, paired.rows, alpha)
+    score = mean(comparison.log_score_gain(rows), alpha)
+    passed = accuracy.upper >= 0 and score.upper >= math.log(max(1 - settings.margin, LEAST_PROBABILITY))
+    sentence = (
+        f"{said}; on {counted(paired.rows, 'other')} the finished one is {points(accuracy.estimate)} right, "
+        f"log score {score.estimate:+.3f} a row"
+    )
+    sentence = sentence if passed else f"worse when finished: {sentence}"
+    return Check("finished", passed, accuracy.estimate, 0.0, paired.rows, sentence)
+
+
 def up_to_date(comparison: Comparison) -> Check:
     """Not worse by log score on fresh rows; on all rows where none is fresh. `value` is in nats a row."""
     fresh = np.array([source == "fresh" for source in comparison.evidence.source], dtype=np.bool_)

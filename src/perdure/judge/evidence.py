@@ -7,7 +7,7 @@ from typing import Literal
 
 from perdure.model.base import Scores
 
-Source = Literal["held_out", "fresh", "leave_one_out"]
+Source = Literal["held_out", "fresh", "halfway", "leave_one_out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,9 @@ class Evidence:
     truth: tuple[str, ...]
     """What the labels really are."""
     source: tuple[Source, ...]
-    """`held_out`: of memory, never trained on; `fresh`: judged before it was learned from; `leave_one_out`: scored by
-    the closed-form head without this row."""
+    """`held_out`: of memory, never trained on; `fresh`: judged before it was learned from; `halfway`: judged when the
+    adapter had learned from the other half of this turn's rows, and not from this row; `leave_one_out`: scored by the
+    closed-form head without this row."""
     champion: Scores | None
     """n rows over the champion's labels; None where there is no champion yet."""
     candidate: Scores
@@ -43,3 +44,14 @@ class Evidence:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def __add__(self, other: Evidence) -> Evidence:
+        """The rows of both, which are over the same labels; either both have a champion or none."""
+        assert (self.champion is None) == (other.champion is None)
+        return Evidence(
+            texts=self.texts + other.texts,
+            truth=self.truth + other.truth,
+            source=self.source + other.source,
+            champion=self.champion + other.champion if self.champion and other.champion else None,
+            candidate=self.candidate + other.candidate,
+        )

@@ -121,6 +121,8 @@ def _against_champion(
     if kind == "lora":
         needed.add("gain")
         made.insert(0, checks.gain(comparison, settings, alpha))
+        if "halfway" in comparison.evidence.source:
+            made.append(checks.finished(comparison, settings, alpha))
     elif not adds:
         needed.add("up_to_date")
         made.append(checks.up_to_date(comparison))

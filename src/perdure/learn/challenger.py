@@ -5,39 +5,48 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from torch import Tensor
 
 from perdure.config import Settings
-from perdure.errors import TrainingDiverged, VersionDamaged
+from perdure.errors import TrainingDiverged
 from perdure.judge.evidence import Evidence, Source
-from perdure.learn.blend import Unseen, fit_blend, unseen_blend, unseen_sharpened
+from perdure.learn.blend import fit_blend
 from perdure.learn.candidate import Candidate
-from perdure.learn.ewc import Anchor
-from perdure.learn.leverage import Leverage, unseen_scores
+from perdure.learn.carried import EWC_FILE as EWC_FILE
+from perdure.learn.carried import anchor_files
+from perdure.learn.leverage import Leverage
 from perdure.learn.lora import HEAD, HEAD_SCALE, LoraLearner, Origin, TrainingSet, Update
 from perdure.learn.material import Labelled, Material
-from perdure.learn.seen import SEEN_FILE, Seen
-from perdure.learn.temperature import traffic_weights
-from perdure.model.adapter import Adapter
+from perdure.learn.opponent import Opponent
+from perdure.learn.seen import Seen
+from perdure.model.adapter import Adapter, AdapterShape
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier
 from perdure.model.encoder import Encoder
-from perdure.records import Sample, is_held_out
+from perdure.records import Sample, is_early, is_held_out
 
 logger = logging.getLogger(__name__)
-
-EWC_FILE = "ewc.safetensors"
 
 
 class Representatives(Protocol):
     """Picks k samples that stand for a label (memory's view)."""
 
     def __call__(self, label: str, k: int) -> tuple[Sample, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """An update, and what it went on from when it had learned from the first half of its rows."""
+
+    halfway: Origin | None
+    """None where it was trained on all rows at once."""
+    update: Update
+    steps: int
+    """Of both halves."""
+    dropped: str | None
+    """Why what it was to go on from could not be used; None when it was, or there was nothing."""
 
 
 class Challenger:
@@ -87,22 +96,44 @@ class Challenger:
             logger.info("no LoRA update: %d rows to learn from, fewer than lora.min_rows", len(train))
             return None
         replay = self._replay(material, champion, representatives, frozenset(train.keys) | material.doubtful())
-        rows = train + replay
-        data = TrainingSet(rows.texts, rows.labels, fresh=len(train))
-        learner = LoraLearner(
-            self._encoder,
-            self._settings.lora,
-            seed=self._settings.seed + material.turn,
-            device=self._settings.device,
-            progress=self._progress,
-        )
         try:
-            update = learner.update(data, origin)
+            trained = self._trained(train, replay, origin, material.turn)
         except TrainingDiverged as error:
             logger.warning("no LoRA candidate: %s", error)
             return None
-        candidate = self._judged(update, data, champion, leverage, material, counts, name)
-        return replace(candidate, extra={**candidate.extra, **seen.beside(material.offered()).files()})
+        opponent = Opponent(champion, leverage, material.encodings, counts, self._settings.lora.shares)
+        candidate = self._judged(trained, opponent, material, seen, name)
+        metrics = {"trained_rows": float(len(train)), "replayed_rows": float(len(replay)), **candidate.metrics}
+        offered = seen.beside(material.offered()).files()
+        return replace(candidate, metrics=metrics, extra={**candidate.extra, **offered})
+
+    def _trained(self, train: Labelled, replay: Labelled, origin: Origin | None, turn: int) -> Halves:
+        """An update in two halves: about the second half's rows an adapter can be asked that knows the first alone.
+
+        Where a half would have fewer rows than an update needs, all of them are trained on at once.
+        """
+        least = self._settings.lora.min_rows
+        early = [is_early(key) for key in train.keys]
+        if min(sum(early), len(early) - sum(early)) < least:
+            update = self._learner(turn).update(_training_set(train, replay), origin)
+            return Halves(None, update, update.steps, update.dropped)
+        first, second = (
+            _training_set(*(rows.where([is_early(key) == half for key in rows.keys]) for rows in (train, replay)))
+            for half in (True, False)
+        )
+        halfway = self._learner(turn, 0, 2).train(first, origin)
+        update = self._learner(turn, 1, 2).update(second, halfway.origin())
+        return Halves(halfway.origin(), update, halfway.steps + update.steps, halfway.dropped)
+
+    def _learner(self, turn: int, part: int = 0, parts: int = 1) -> LoraLearner:
+        progress = self._progress
+        return LoraLearner(
+            self._encoder,
+            self._settings.lora,
+            seed=self._settings.seed + turn,
+            device=self._settings.device,
+            progress=progress and (lambda step, steps: progress(part * steps + step, parts * steps)),
+        )
 
     def _fresh(self, material: Material, champion: AnalyticClassifier) -> Labelled:
         """What the gate lets through, at most `lora.fresh_rows`, spread over the labels."""
@@ -131,117 +162,63 @@ class Challenger:
         chosen = [sample for label in labels for sample in representatives(label, each)]
         return Labelled.of([(sample.text, sample.label) for sample in chosen if sample.key not in barred])
 
-    def _judged(
-        self,
-        update: Update,
-        data: TrainingSet,
-        champion: AnalyticClassifier,
-        leverage: Leverage,
-        material: Material,
-        counts: Mapping[str, int],
-        name: str,
-    ) -> Candidate:
-        shares = self._settings.lora.shares
-        rows = _evidence(material, champion, self._settings.memory.holdout_share)
-        adapter = Adapter(self._encoder, update.shape, update.weights)
-        encodings = material.encodings.beside(adapter)
-        before, after = material.encodings(rows.texts), encodings(rows.texts).adapted
-        assert after is not None
-        trained_head = AdaptedHead(
-            adapter=adapter,
-            labels=update.labels,
-            weights=update.weights[HEAD].float().numpy(),
-            temperature=HEAD_SCALE,
-            share=shares[0],
-        )
-        scores = unseen_scores(champion, leverage, before.features, rows.keys, rows.labels)
-        unseen = Unseen(scores, after, rows.labels, traffic_weights(rows.labels, counts))
-        adapted = fit_blend(champion, trained_head, unseen, shares)
-        classifier = champion.with_adapted(name, adapted)
+    def _judged(self, trained: Halves, opponent: Opponent, material: Material, seen: Seen, name: str) -> Candidate:
+        champion, update = opponent.champion, trained.update
+        held_out = self._known(material.fresh() + material.remembered(), champion, held_out=True)
+        head = self._adapted(update.shape, update.weights, update.labels)
+        encodings = material.encodings.beside(head.adapter)
+        unseen = opponent.unseen(held_out, encodings)
+        adapted = fit_blend(champion, head, unseen, opponent.shares)
         fresh = frozenset(material.fresh().keys)
-        sources: list[Source] = ["fresh" if key in fresh else "held_out" for key in rows.keys]
-        evidence = Evidence(
-            texts=rows.texts,
-            truth=rows.labels,
-            source=tuple(sources),
-            champion=unseen_sharpened(champion, before.adapted, unseen),
-            candidate=unseen_blend(champion, trained_head, unseen, shares),
-        )
+        sources: list[Source] = ["fresh" if key in fresh else "held_out" for key in held_out.keys]
+        evidence = opponent.evidence(held_out, sources, head, unseen)
+        if trained.halfway is not None:
+            evidence += self._halfway(trained.halfway, opponent, material, seen)
         metrics = {
-            "steps": float(update.steps),
+            "steps": float(trained.steps),
             "loss": update.loss,
             "ewc_penalty": update.penalty,
             "fisher_samples": float(update.anchor.samples),
-            "trained_rows": float(data.fresh),
-            "replayed_rows": float(len(data.texts) - data.fresh),
             "share": adapted.share,
         }
-        notes = (f"The earlier adapter and EWC anchor were not used: {update.dropped}.",) if update.dropped else ()
-        anchor = _anchor_file(update.anchor)
-        return Candidate("lora", classifier, leverage, evidence, anchor, metrics, notes, encodings=encodings)
+        dropped = trained.dropped
+        notes = (f"The earlier adapter and EWC anchor were not used: {dropped}.",) if dropped else ()
+        anchor = anchor_files(update.anchor)
+        classifier = champion.with_adapted(name, adapted)
+        return Candidate("lora", classifier, opponent.leverage, evidence, anchor, metrics, notes, encodings=encodings)
 
+    def _halfway(self, half: Origin, opponent: Opponent, material: Material, seen: Seen) -> Evidence:
+        """This turn's rows of the second half, of which the adapter is asked when it has learned from the first alone.
 
-def _evidence(material: Material, champion: AnalyticClassifier, share: float) -> Labelled:
-    """Held-out pairs of labels that the champion knows: of this turn, and of memory."""
-    rows = material.fresh() + material.remembered()
-    known = frozenset(champion.labels)
-    return rows.where(
-        [label in known and is_held_out(key, share) for key, label in zip(rows.keys, rows.labels, strict=True)]
-    )
+        What it falls short of the finished one counts against that.
+        """
+        before = frozenset(seen.keys)
+        rows = self._known(material.fresh(), opponent.champion, held_out=False)
+        rows = rows.where([not is_early(key) and key not in before for key in rows.keys])
+        head = self._adapted(half.shape, half.weights, half.labels)
+        unseen = opponent.unseen(rows, material.encodings.beside(head.adapter))
+        return opponent.evidence(rows, ["halfway"] * len(rows), head, unseen)
 
-
-def origin_of(classifier: AnalyticClassifier, folder: Path) -> Origin | None:
-    """The adapter and anchor of a version that an update may go on from; None when it has no adapter.
-
-    Args:
-        classifier: the version.
-        folder: its files.
-
-    Raises:
-        VersionDamaged: the anchor cannot be read.
-    """
-    if classifier.adapted is None:
-        return None
-    adapted = classifier.adapted
-    weights = {**adapted.adapter.weights, HEAD: torch.from_numpy(adapted.weights)}
-    return Origin(adapted.adapter.shape, weights, adapted.labels, load_anchor(folder))
-
-
-def load_anchor(folder: Path) -> Anchor | None:
-    """The EWC anchor of the version in `folder`; None when it has none.
-
-    Raises:
-        VersionDamaged: it cannot be read.
-    """
-    path = folder / EWC_FILE
-    if not path.exists():
-        return None
-    parts: dict[str, dict[str, torch.Tensor]] = {"theta": {}, "fisher": {}}
-    try:
-        tensors = load_file(path)
-        samples = int(tensors.pop("samples"))
-        for name, tensor in tensors.items():
-            kind, _, key = name.partition("/")
-            parts[kind][key] = tensor.float()
-        whole = HEAD in parts["fisher"] and all(
-            parts["theta"][key].shape == fisher.shape for key, fisher in parts["fisher"].items()
+    def _known(self, rows: Labelled, champion: AnalyticClassifier, *, held_out: bool) -> Labelled:
+        """Those of `rows` with labels that the champion knows that are held out, or those that are not."""
+        share, known = self._settings.memory.holdout_share, frozenset(champion.labels)
+        return rows.where(
+            [
+                label in known and is_held_out(key, share) == held_out
+                for key, label in zip(rows.keys, rows.labels, strict=True)
+            ]
         )
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise VersionDamaged(f"the EWC anchor {path} cannot be read: {error!r}") from error
-    if not whole:
-        raise VersionDamaged(f"the Fisher information in {path} does not fit the parameters beside it")
-    return Anchor(parts["theta"], parts["fisher"], samples)
+
+    def _adapted(self, shape: AdapterShape, weights: Mapping[str, Tensor], labels: tuple[str, ...]) -> AdaptedHead:
+        return AdaptedHead(
+            adapter=Adapter(self._encoder, shape, weights),
+            labels=labels,
+            weights=weights[HEAD].float().numpy(),
+            temperature=HEAD_SCALE,
+            share=self._settings.lora.shares[0],
+        )
 
 
-def _anchor_file(anchor: Anchor) -> dict[str, bytes]:
-    # bfloat16 has float32's range, which Fisher information needs, and half its size.
-    tensors = {f"theta/{name}": value.float().contiguous() for name, value in anchor.theta.items() if name == HEAD}
-    tensors |= {f"theta/{name}": value.bfloat16().contiguous() for name, value in anchor.theta.items() if name != HEAD}
-    tensors |= {f"fisher/{name}": value.bfloat16().contiguous() for name, value in anchor.fisher.items()}
-    tensors["samples"] = torch.tensor(anchor.samples)
-    return {EWC_FILE: save(tensors)}
-
-
-def carried_files(folder: Path) -> Mapping[str, bytes]:
-    """Files of a version that a head update passes on unchanged."""
-    return {name: (folder / name).read_bytes() for name in (EWC_FILE, SEEN_FILE) if (folder / name).exists()}
+def _training_set(fresh: Labelled, replay: Labelled) -> TrainingSet:
+    rows = fresh + replay
+    return TrainingSet(rows.texts, rows.labels, fresh=len(fresh))

@@ -63,6 +63,10 @@ class Trained:
     dropped: str | None
     """Why the origin's anchor could not be used; None when it was, or there was none."""
 
+    def origin(self) -> Origin:
+        """What training goes on from with other rows, held to what this was held to."""
+        return Origin(self.network.shape, self.network.weights(), self.network.labels, self.anchor)
+
 
 class LoraLearner:
     """Trains adapters for one encoder.

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perdure.config import Settings
-from perdure.judge.evidence import Evidence, Source
-from perdure.learn.blend import Unseen, fit_blend, unseen_blend, unseen_sharpened
+from perdure.judge.evidence import Source
+from perdure.learn.blend import fit_blend
 from perdure.learn.candidate import Candidate
-from perdure.learn.leverage import Leverage, unseen_scores
+from perdure.learn.leverage import Leverage
 from perdure.learn.lora import Origin
 from perdure.learn.material import Encodings, Labelled, Material
+from perdure.learn.opponent import Opponent
 from perdure.learn.seen import Seen
-from perdure.learn.temperature import traffic_weights
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier
 from perdure.records import is_held_out
 
@@ -65,23 +65,12 @@ class Waiting:
         if len(since) < max(settings.judge.min_rows, 2 * self.asked):
             return None
         rows = since + held_out
-        # First: what the champion's space holds, the challenger's takes from there.
-        before = material.encodings(rows.texts)
-        encoded = encodings(rows.texts)
-        assert encoded.adapted is not None
-        scores = unseen_scores(champion, leverage, encoded.features, rows.keys, rows.labels)
-        unseen = Unseen(scores, encoded.adapted, rows.labels, traffic_weights(rows.labels, counts))
-        shares = settings.lora.shares
-        adapted = fit_blend(champion, self.adapted, unseen, shares)
+        opponent = Opponent(champion, leverage, material.encodings, counts, settings.lora.shares)
+        unseen = opponent.unseen(rows, encodings)
+        adapted = fit_blend(champion, self.adapted, unseen, settings.lora.shares)
         fresh = frozenset(material.fresh().keys) & frozenset(since.keys)
         sources: list[Source] = ["fresh" if key in fresh else "held_out" for key in rows.keys]
-        evidence = Evidence(
-            texts=rows.texts,
-            truth=rows.labels,
-            source=tuple(sources),
-            champion=unseen_sharpened(champion, before.adapted, unseen),
-            candidate=unseen_blend(champion, self.adapted, unseen, shares),
-        )
+        evidence = opponent.evidence(rows, sources, self.adapted, unseen)
         note = f"It is the adapter of {self.version}, whose verdict was inconclusive, asked about what has come since."
         return Candidate(
             "lora",

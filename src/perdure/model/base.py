@@ -33,6 +33,16 @@ class Scores:
     probabilities: Float
     """n × C; rows sum to 1."""
 
+    def __add__(self, other: Scores) -> Scores:
+        """The rows of both.
+
+        Raises:
+            ValueError: they are over other labels.
+        """
+        if self.labels != other.labels:
+            raise ValueError(f"scores over {len(self.labels)} labels cannot go on with scores over other labels")
+        return Scores(self.labels, np.concatenate([self.probabilities, other.probabilities]))
+
     def predictions(self, top: int = 1) -> tuple[Prediction, ...]:
         """One answer for each row, with its `top` most probable labels."""
         top = min(max(top, 1), len(self.labels))

@@ -73,3 +73,17 @@ def test_parts_of_different_length_are_refused(evidence: Make, part: str) -> Non
     parts[part] = value[:2] if isinstance(value, tuple) else Scores(value.labels, value.probabilities[:2])
     with pytest.raises(ValueError, match=f"3 texts but 2 rows of {part}"):
         Evidence(**parts)
+
+
+def test_evidence_goes_on_with_more_rows(evidence: Make) -> None:
+    both = evidence([("a", "a", "b", 2)]) + evidence([("b", "a", "b", 3)], source="held_out")
+    assert len(both) == 5
+    assert both.source == ("fresh",) * 2 + ("held_out",) * 3
+    assert both.truth == ("a", "a", "b", "b", "b")
+    assert both.champion is not None
+    assert both.champion.names() == ("a",) * 5
+    assert both.candidate.names() == ("b",) * 5
+    first = evidence([("a", "", "a", 2)], old=None) + evidence([("b", "", "b", 1)], old=None)
+    assert first.champion is None
+    with pytest.raises(ValueError, match="scores over 2 labels cannot go on"):
+        evidence([("a", "a", "a", 1)]) + evidence([("a", "a", "a", 1)], new=("a", "b", "c"))

@@ -202,6 +202,38 @@ class TestLora:
         )
         assert verdict.outcome == "inconclusive"
 
+    @pytest.mark.parametrize(
+        ("then", "outcome"),
+        [
+            ([("a", "a", "a", 90)], "promote"),
+            ([("a", "a", "a", 90), ("a", "a", "b", 1)], "promote"),
+            ([("a", "a", "a", 70), ("a", "a", "b", 10)], "keep"),
+        ],
+    )
+    def test_what_was_good_halfway_must_not_be_worse_when_finished(
+        self, evidence: Make, sound: Artifact, then: list[tuple[str, str, str, int]], outcome: str
+    ) -> None:
+        halfway = evidence([*SAME, ("a", "b", "a", 60)], confidence=(0.8, 0.9), source="halfway")
+        rows = halfway + evidence(then, source="held_out")
+        verdict = judge(rows, kind="lora", settings=SETTINGS, artifact=sound)
+        assert verdict.outcome == outcome
+        finished = found(verdict, "finished")
+        assert finished.rows == sum(count for *_, count in then)
+        assert finished.sentence.count("360 rows asked halfway, before it learned from them; on ") == 1
+        assert ("worse when finished" in verdict.sentence) == (outcome == "keep")
+
+    def test_what_is_less_sure_when_finished_beyond_doubt_keeps(self, evidence: Make, sound: Artifact) -> None:
+        halfway = evidence([*SAME, ("a", "b", "a", 60)], confidence=(0.6, 0.9), source="halfway")
+        for sure, outcome in ((0.89, "promote"), (0.8, "keep")):
+            rows = halfway + evidence([("a", "a", "a", 90)], confidence=(0.9, sure), source="held_out")
+            assert judge(rows, kind="lora", settings=SETTINGS, artifact=sound).outcome == outcome
+
+    def test_nobody_speaks_of_halves_where_there_are_none(self, evidence: Make, sound: Artifact) -> None:
+        verdict = judge(evidence(SAME, source="held_out"), kind="lora", settings=SETTINGS, artifact=sound)
+        assert "finished" not in {check.name for check in verdict.checks}
+        alone = judge(evidence(SAME, source="halfway"), kind="lora", settings=SETTINGS, artifact=sound)
+        assert found(alone, "finished").passed is None
+
     def test_few_rows_are_inconclusive(self, evidence: Make, sound: Artifact) -> None:
         rows = evidence([("a", "a", "a", 10)], confidence=(0.5, 0.9))
         assert judge(rows, kind="lora", settings=SETTINGS, artifact=sound).outcome == "inconclusive"

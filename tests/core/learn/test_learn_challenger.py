@@ -13,22 +13,26 @@ from safetensors.torch import save_file
 
 from perdure.config import Settings
 from perdure.errors import VersionDamaged
+from perdure.judge.evidence import Evidence
 from perdure.learn.analytic import HeadLearner
-from perdure.learn.blend import Unseen, unseen_sharpened
+from perdure.learn.blend import Unseen, unseen_blend, unseen_sharpened
 from perdure.learn.candidate import Candidate
-from perdure.learn.challenger import EWC_FILE, Challenger, carried_files, load_anchor, origin_of
+from perdure.learn.carried import EWC_FILE, carried_files, load_anchor, origin_of
+from perdure.learn.challenger import Challenger
 from perdure.learn.gate import Gated
 from perdure.learn.leverage import LEVERAGE_FILE, Leverage, unseen_scores
-from perdure.learn.lora import HEAD, LoraLearner, Origin, TrainingSet, Update
+from perdure.learn.lora import HEAD, LoraLearner, Origin, Trained, TrainingSet, Update
 from perdure.learn.material import Encodings, Labelled, Material
 from perdure.learn.seen import SEEN_FILE, Seen
 from perdure.learn.temperature import traffic_weights
 from perdure.memory import Delta
-from perdure.model.classifier import AnalyticClassifier, load_classifier
+from perdure.model.adapter import Adapter
+from perdure.model.base import Scores
+from perdure.model.classifier import AdaptedHead, AnalyticClassifier, load_classifier
 from perdure.model.encoder import Encoder, load_encoder
 from perdure.model.head import Statistics
 from perdure.model.layout import ADAPTER_FILE, HEAD_FILE, MODEL_FILE
-from perdure.records import Sample, is_held_out, sample_key
+from perdure.records import Sample, is_early, is_held_out, sample_key
 
 LABELS = ("card", "login", "parcel")
 Pairs = Sequence[tuple[str, str]]
@@ -45,7 +49,11 @@ class Turns:
     material_of: MaterialOf
     folder: Path
     given: list[tuple[TrainingSet, Origin | None]] = dataclasses.field(default_factory=list)
+    """Of each update: its rows, those of both halves together, and what the first half went on from."""
+    halves: list[tuple[TrainingSet, Origin | None]] = dataclasses.field(default_factory=list)
+    """The same of each half; of an update at once, of that."""
     updates: list[Update] = dataclasses.field(default_factory=list)
+    progress: Callable[[int, int], None] | None = None
 
     def head(
         self,
@@ -77,7 +85,7 @@ class Turns:
         self, material: Material, champion: AnalyticClassifier, leverage: Leverage, name: str = "v2", **changed: object
     ) -> Candidate | None:
         settings = self.settings.with_values({f"lora.{key}": value for key, value in changed.items()})
-        challenger = Challenger(self.encoder, settings)
+        challenger = Challenger(self.encoder, settings, self.progress)
         samples = material.samples
 
         def representatives(label: str, k: int) -> tuple[Sample, ...]:
@@ -108,20 +116,52 @@ def turns(
     encoder: Encoder, settings: Settings, material_of: MaterialOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Turns:
     made = Turns(encoder, settings, material_of, tmp_path)
-    learn = LoraLearner.update
+    train, learn = LoraLearner.train, LoraLearner.update
+    first: list[tuple[TrainingSet, Origin | None]] = []
 
-    def spy(learner: LoraLearner, data: TrainingSet, champion: Origin | None) -> Update:
-        made.given.append((data, champion))
-        made.updates.append(learn(learner, data, champion))
+    def spy_first(learner: LoraLearner, data: TrainingSet, origin: Origin | None) -> Trained:
+        made.halves.append((data, origin))
+        first.append((data, origin))
+        return train(learner, data, origin)
+
+    def spy(learner: LoraLearner, data: TrainingSet, origin: Origin | None) -> Update:
+        made.halves.append((data, origin))
+        before, began = first.pop() if first else (TrainingSet((), (), 0), origin)
+        made.given.append((together(before, data), began))
+        made.updates.append(learn(learner, data, origin))
         return made.updates[-1]
 
+    monkeypatch.setattr(LoraLearner, "train", spy_first)
     monkeypatch.setattr(LoraLearner, "update", spy)
     return made
+
+
+def together(one: TrainingSet, other: TrainingSet) -> TrainingSet:
+    """Fresh rows of both, then replayed rows of both."""
+    texts, labels = (
+        mine[: one.fresh] + theirs[: other.fresh] + mine[one.fresh :] + theirs[other.fresh :]
+        for mine, theirs in ((one.texts, other.texts), (one.labels, other.labels))
+    )
+    return TrainingSet(texts, labels, one.fresh + other.fresh)
 
 
 def held_out(pairs: Pairs, settings: Settings) -> set[tuple[str, str]]:
     share = settings.memory.holdout_share
     return {(text, label) for text, label in pairs if is_held_out(sample_key(label, text), share)}
+
+
+def finished(evidence: Evidence) -> Evidence:
+    """What was asked of the finished adapter."""
+    keep = [row for row, source in enumerate(evidence.source) if source != "halfway"]
+    champion, candidate = evidence.champion, evidence.candidate
+    assert champion is not None
+    return Evidence(
+        tuple(evidence.texts[row] for row in keep),
+        tuple(evidence.truth[row] for row in keep),
+        tuple(evidence.source[row] for row in keep),
+        Scores(champion.labels, champion.probabilities[keep]),
+        Scores(candidate.labels, candidate.probabilities[keep]),
+    )
 
 
 def trained_on(data: TrainingSet) -> Counter[tuple[str, str]]:
@@ -147,13 +187,120 @@ def test_a_candidate_is_judged_by_rows_that_it_was_not_trained_on(turns: Turns, 
     fresh = set(zip(data.texts[: data.fresh], data.labels[: data.fresh], strict=True))
     assert fresh == set(now) - barred
     evidence = candidate.evidence
-    assert set(zip(evidence.texts, evidence.truth, strict=True)) == barred
     sources = dict(zip(zip(evidence.texts, evidence.truth, strict=True), evidence.source, strict=True))
+    assert len(sources) == len(evidence)
+    assert {pair for pair, source in sources.items() if source != "halfway"} == barred
     assert {pair for pair, source in sources.items() if source == "fresh"} == held_out(now, turns.settings)
     assert {pair for pair, source in sources.items() if source == "held_out"} == held_out(past, turns.settings)
     assert "leave_one_out" not in evidence.source
     assert candidate.metrics["trained_rows"] == data.fresh
     assert candidate.metrics["replayed_rows"] == len(data.texts) - data.fresh
+
+
+def test_half_of_the_rows_are_asked_of_an_adapter_that_knows_the_other_half(turns: Turns, requests: Requests) -> None:
+    past, now = requests(LABELS, 16), requests(LABELS, 12, skip=16)
+    first = turns.head(now, past=past)
+    champion = turns.keep(first)
+    candidate = turns.lora(turns.material(now, past), champion, first.leverage)
+    assert candidate is not None
+    (early, nothing), (late, halfway) = turns.halves
+    assert nothing is None
+    assert {is_early(sample_key(label, text)) for text, label in trained_on(early)} == {True}
+    assert {is_early(sample_key(label, text)) for text, label in trained_on(late)} == {False}
+    asked = [row for row, source in enumerate(candidate.evidence.source) if source == "halfway"]
+    rows = {(candidate.evidence.texts[row], candidate.evidence.truth[row]) for row in asked}
+    assert rows == set(zip(late.texts[: late.fresh], late.labels[: late.fresh], strict=True))
+    assert len(rows) >= 8
+    # What it says of them is what the adapter said then, and not what it says now.
+    assert halfway is not None
+    adapter = Adapter(turns.encoder, halfway.shape, halfway.weights)
+    labelled = Labelled.of([(candidate.evidence.texts[row], candidate.evidence.truth[row]) for row in asked])
+    features = turns.encoder.features(labelled.texts, 16)
+    scores = unseen_scores(champion, first.leverage, features, labelled.keys, labelled.labels)
+    weights = traffic_weights(labelled.labels, Counter(label for _, label in past))
+    unseen = Unseen(scores, adapter.embeddings(labelled.texts, 16), labelled.labels, weights)
+    head = AdaptedHead(adapter, halfway.labels, halfway.weights[HEAD].numpy(), 16.0, 0.5)
+    wanted = unseen_blend(champion, head, unseen, turns.settings.lora.shares).probabilities
+    np.testing.assert_allclose(candidate.evidence.candidate.probabilities[asked], wanted, atol=1e-4)
+    assert np.abs(candidate.classifier.scores(labelled.texts).probabilities - wanted).max() > 1e-2
+    assert candidate.metrics["trained_rows"] == early.fresh + late.fresh
+    assert candidate.metrics["replayed_rows"] == len(early.texts) + len(late.texts) - early.fresh - late.fresh
+
+
+def test_the_second_half_goes_on_from_the_first_and_is_held_to_what_was_before_both(
+    turns: Turns, requests: Requests
+) -> None:
+    past, now, later = (requests(LABELS, 12, skip=skip) for skip in (0, 12, 24))
+    first = turns.head(past)
+    second = turns.lora(turns.material(now, past), turns.keep(first), first.leverage)
+    assert second is not None
+    champion = turns.keep(second)
+    turns.lora(turns.material(later, [*past, *now], champion), champion, second.leverage, "v3")
+    (_, began), (_, halfway) = turns.halves[-2:]
+    assert began is not None
+    assert halfway is not None
+    assert began.anchor is not None
+    assert halfway.anchor is not None
+    for name, value in began.anchor.theta.items():
+        assert torch.equal(halfway.anchor.theta[name], value)
+        assert torch.equal(halfway.anchor.fisher[name], began.anchor.fisher[name])
+    assert any(not torch.equal(halfway.weights[name], value) for name, value in began.weights.items())
+
+
+def test_rows_that_have_come_before_are_not_asked_halfway(turns: Turns, requests: Requests) -> None:
+    """The adapter may know them from an earlier update."""
+    past, now, later = (requests(LABELS, 12, skip=skip) for skip in (0, 12, 24))
+    first = turns.head(past)
+    second = turns.lora(turns.material(now, past), turns.keep(first), first.leverage)
+    assert second is not None
+    champion = turns.keep(second)
+    third = turns.lora(turns.material([*now, *later], past, champion), champion, second.leverage, "v3")
+    assert third is not None
+    asked = {
+        text for text, source in zip(third.evidence.texts, third.evidence.source, strict=True) if source == "halfway"
+    }
+    assert asked
+    assert asked <= {text for text, _ in later}
+
+
+def test_what_the_gate_skips_is_asked_halfway_too(turns: Turns, material_of: MaterialOf, requests: Requests) -> None:
+    """What surprises alone would be the champion's worst side. What is in quarantine is no evidence."""
+    past, now = requests(LABELS, 12), requests(LABELS, 24, skip=12)
+    first = turns.head(past)
+    actions = ["learn", "skip", "quarantine", "skip"] * (len(now) // 4)
+    candidate = turns.lora(material_of(now, past, actions=actions), turns.keep(first), first.leverage)
+    assert candidate is not None
+    taken = [pair for pair, action in zip(now, actions, strict=True) if action != "quarantine"]
+    late = {pair for pair in taken if not is_early(sample_key(pair[1], pair[0]))} - held_out(now, turns.settings)
+    asked = zip(candidate.evidence.texts, candidate.evidence.truth, candidate.evidence.source, strict=True)
+    assert {(text, label) for text, label, source in asked if source == "halfway"} == late
+
+
+def test_few_rows_are_trained_on_at_once(turns: Turns, requests: Requests) -> None:
+    past, now = requests(LABELS, 10), requests(LABELS, 10, skip=10)
+    first = turns.head(past)
+    champion = turns.keep(first)
+    early = [is_early(sample_key(label, text)) for text, label in set(now) - held_out(now, turns.settings)]
+    least = min(sum(early), len(early) - sum(early))
+    for rows, halves in ((least, 2), (least + 1, 1)):
+        turns.halves.clear()
+        candidate = turns.lora(turns.material(now, past), champion, first.leverage, min_rows=rows)
+        assert candidate is not None
+        assert len(turns.halves) == halves
+        assert ("halfway" in candidate.evidence.source) == (halves == 2)
+
+
+def test_progress_counts_the_steps_of_both_halves(turns: Turns, requests: Requests) -> None:
+    past, now = requests(LABELS, 16), requests(LABELS, 16, skip=16)
+    first = turns.head(past)
+    told: list[float] = []
+    turns.progress = lambda step, steps: told.append(step / steps)
+    candidate = turns.lora(turns.material(now, past), turns.keep(first), first.leverage)
+    assert candidate is not None
+    assert told == sorted(told)
+    assert len(told) == candidate.metrics["steps"]
+    assert 0 < told[0] < 0.5
+    assert told[-1] == 1.0
 
 
 def test_evidence_shows_the_head_without_its_row_on_both_sides(turns: Turns, requests: Requests) -> None:
@@ -163,7 +310,7 @@ def test_evidence_shows_the_head_without_its_row_on_both_sides(turns: Turns, req
     candidate = turns.lora(turns.material(now, past), champion, first.leverage)
     assert candidate is not None
     assert candidate.kind == "lora"
-    evidence, classifier = candidate.evidence, candidate.classifier
+    evidence, classifier = finished(candidate.evidence), candidate.classifier
     assert classifier.adapted is not None
     rows = Labelled.of(list(zip(evidence.texts, evidence.truth, strict=True)))
     scores = unseen_scores(champion, first.leverage, turns.encoder.features(rows.texts, 16), rows.keys, rows.labels)
@@ -289,7 +436,7 @@ def test_what_is_written_is_what_was_judged(turns: Turns, requests: Requests) ->
 def test_a_version_without_evidence_keeps_the_scale_that_it_was_trained_with(turns: Turns, requests: Requests) -> None:
     pairs = [pair for pair in requests(LABELS, 14) if not held_out([pair], turns.settings)]
     first = turns.head(pairs)
-    candidate = turns.lora(turns.material(pairs), turns.keep(first), first.leverage)
+    candidate = turns.lora(turns.material(pairs), turns.keep(first), first.leverage, min_rows=len(pairs))
     assert candidate is not None
     assert len(candidate.evidence) == 0
     assert candidate.classifier.adapted is not None
@@ -450,21 +597,20 @@ def test_a_champion_that_was_cut_elsewhere_is_left_behind_but_compared(
     assert turns.keep(head).encoder.adapted_layers == 2
     third = turns.lora(turns.material(later, [*past, *now], champion), champion, second.leverage, "v4")
     assert third is not None
-    assert turns.updates[1].dropped is not None
-    assert "layers was 2 and is 1" in turns.updates[1].dropped
     assert second.notes == ()
-    assert third.notes == (f"The earlier adapter and EWC anchor were not used: {turns.updates[1].dropped}.",)
+    assert third.notes == ("The earlier adapter and EWC anchor were not used: layers was 2 and is 1.",)
     read = turns.keep(third)
     assert read.encoder.adapted_layers == 1
     texts = [text for text, _ in later]
     np.testing.assert_allclose(
         read.scores(texts).probabilities, third.classifier.scores(texts).probabilities, atol=1e-5
     )
-    assert third.evidence.champion is not None
-    rows = Labelled.of(list(zip(third.evidence.texts, third.evidence.truth, strict=True)))
+    evidence = finished(third.evidence)
+    assert evidence.champion is not None
+    rows = Labelled.of(list(zip(evidence.texts, evidence.truth, strict=True)))
     scores = unseen_scores(champion, second.leverage, champion.encode(rows.texts).features, rows.keys, rows.labels)
     before = champion.encode(rows.texts).adapted
     assert before is not None
     weights = traffic_weights(rows.labels, Counter(label for _, label in [*past, *now]))
     wanted = unseen_sharpened(champion, before, Unseen(scores, before, rows.labels, weights)).probabilities
-    np.testing.assert_allclose(third.evidence.champion.probabilities, wanted, atol=1e-3)
+    np.testing.assert_allclose(evidence.champion.probabilities, wanted, atol=1e-3)

@@ -18,7 +18,8 @@ from torch import Tensor
 from perdure.config import LoraSettings, Settings
 from perdure.learn.analytic import HeadLearner
 from perdure.learn.candidate import Candidate
-from perdure.learn.challenger import Challenger, load_anchor, origin_of
+from perdure.learn.carried import load_anchor, origin_of
+from perdure.learn.challenger import Challenger
 from perdure.learn.ewc import Anchor
 from perdure.learn.lora import HEAD, LoraLearner, Origin, TrainingSet, Update
 from perdure.learn.material import Material
@@ -39,7 +40,7 @@ RESTARTED = """
 import sys
 from pathlib import Path
 from safetensors.torch import load_file, save_file
-from perdure.learn.challenger import load_anchor
+from perdure.learn.carried import load_anchor
 folder, moved, found = map(Path, sys.argv[1:])
 theta = {name: value.requires_grad_() for name, value in load_file(moved).items()}
 penalty = load_anchor(folder).penalty(theta)
@@ -229,18 +230,18 @@ def test_state_of_another_shape_is_dropped_with_a_reason(
     if lora.pop("layers", None):
         versions.encoder = load_encoder(str(tiny_encoder), max_tokens=32, adapted_layers=1)
     if lora.pop("targets", None):
-        update = LoraLearner.update
+        train = LoraLearner.train
         monkeypatch.setattr(
-            LoraLearner, "update", lambda learner, data, before: update(learner, data, changed_targets(before))
+            LoraLearner, "train", lambda learner, data, before: train(learner, data, changed_targets(before))
         )
     with caplog.at_level(logging.WARNING):
         candidate = versions.lora(later, [*past, *now], champion, head, "v3", **lora)
     told = versions.updates[-1]
-    assert told.dropped is not None
-    assert reason in told.dropped
+    (note,) = candidate.notes
+    assert note.startswith("The earlier adapter and EWC anchor were not used: ")
+    assert reason in note
     # A person who reads the log learns the same.
-    assert told.dropped in caplog.text
-    assert "EWC anchor are not used" in caplog.text
+    assert f"the earlier adapter and EWC anchor are not used: {reason}" in caplog.text
     assert candidate.metrics["ewc_penalty"] == 0
     # What is written speaks of the new shape, and of nothing before it.
     versions.kept(candidate)
@@ -259,7 +260,7 @@ def test_the_same_shape_keeps_its_state(
     with caplog.at_level(logging.WARNING):
         # What an update's course depends on is no part of the shape.
         candidate = versions.lora(later, [*past, *now], champion, head, "v3", epochs=1, learning_rate=1e-3, ewc=10.0)
-    assert versions.updates[-1].dropped is None
+    assert candidate.notes == ()
     assert candidate.metrics["ewc_penalty"] > 0
     assert "EWC" not in caplog.text
 
