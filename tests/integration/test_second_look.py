@@ -27,6 +27,8 @@ BLURRED = {
     "judge__drift_min_rows": 10_000,
     # More than are held out, fewer than come.
     "judge__min_rows": 30,
+    # More than half of what comes: all is trained on at once, and nothing asked about halfway.
+    "lora__min_rows": 50,
 }
 """So that the head is bad, the adapter is better, and only what comes afterwards can prove it."""
 
@@ -41,6 +43,19 @@ def undecided(desk):
     desk.teach("refund", "parcel", "login", count=30)
     assert fates(desk.turn(**BLURRED))["lora"] == ("v000001-lora", "inconclusive")
     return desk
+
+
+def test_none_has_to_wait_where_half_of_its_rows_can_tell(desk):
+    desk.teach("refund", "parcel", "login", count=30)
+    result = desk.turn(**{**BLURRED, "lora__min_rows": 16})
+    assert fates(result)["lora"] == ("v000001-lora", "promote")
+    card = desk.registry().card("v000001-lora")
+    (finished,) = (check for check in card.verdict["checks"] if check["name"] == "finished")
+    assert finished["passed"]
+    assert 0 < finished["rows"] < 30
+    assert card.metrics["evidence_rows"] > 2 * finished["rows"]
+    page = desk.registry().fetch("v000001-lora", desk.folder / "elsewhere") / "report.html"
+    assert "asked halfway, before it learned from them" in page.read_text(encoding="utf-8")
 
 
 def test_it_is_promoted_by_rows_that_came_since_all_of_them(undecided):
