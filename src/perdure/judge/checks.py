@@ -13,7 +13,7 @@ from perdure.judge.artifact import Artifact
 from perdure.judge.calibration import brier_score, expected_error
 from perdure.judge.check import Check, counted, percent, points
 from perdure.judge.comparison import LEAST_PROBABILITY, Comparison, confidences
-from perdure.judge.interval import clopper_pearson, mean, paired_difference, rows_needed
+from perdure.judge.interval import clopper_pearson, rows_needed
 from perdure.judge.shift import Shift
 from perdure.model.base import Scores
 
@@ -92,12 +92,12 @@ def known_labels(comparison: Comparison, margin: float, alpha: float) -> Check:
     paired = comparison.paired(comparison.known)
     if not paired.rows:
         return Check("known_labels", None, None, -margin, 0, "no row of a label that the champion knows")
-    bound = paired_difference(paired.gains, paired.losses, paired.rows, alpha)
+    bound = paired.difference(alpha)
     champion = comparison.evidence.champion
     labels = 0 if champion is None else len(champion.labels)
     sentence = (
         f"on the {counted(labels, 'known label')} {percent(paired.champion)} → {percent(paired.candidate)}, "
-        f"at worst {points(bound.lower)} ({percent(1 - alpha)}, n={paired.rows:,})"
+        f"at worst {points(bound.lower)} ({percent(1 - alpha)}, {paired.count()})"
     )
     if bound.lower > -margin:
         passed: bool | None = True
@@ -107,8 +107,9 @@ def known_labels(comparison: Comparison, margin: float, alpha: float) -> Check:
     else:
         passed = None
         # Without a single disagreement the formula needs no rows at all; one is assumed.
-        disagreement = max(paired.gains + paired.losses, 1) / paired.rows
-        needed = max(rows_needed(disagreement, margin, alpha), paired.rows + 1)
+        disagreement = max(paired.gains + paired.losses, 1) / paired.worth
+        needed = rows_needed(disagreement, margin, alpha) * paired.rows / paired.worth
+        needed = max(math.ceil(needed), paired.rows + 1)
         sentence += f": {points(-margin)} cannot be ruled out, an equal candidate needs about {needed:,} rows to do so"
     return Check("known_labels", passed, bound.lower, -margin, paired.rows, sentence)
 
@@ -125,8 +126,8 @@ def known_labels_beside_new(comparison: Comparison, margin: float, alpha: float)
     if strict.passed or not strict.rows:
         return strict
     known, everything = comparison.paired(comparison.known), comparison.paired(comparison.known | comparison.new)
-    seen = (known.gains - known.losses) / known.rows
-    overall = paired_difference(everything.gains, everything.losses, everything.rows, alpha)
+    seen = (known.gains - known.losses) / known.worth
+    overall = everything.difference(alpha)
     sentence = strict.sentence.partition(": ")[0]
     if seen < -margin:
         passed: bool | None = False
@@ -135,7 +136,7 @@ def known_labels_beside_new(comparison: Comparison, margin: float, alpha: float)
         passed = True if overall.lower > 0 else None
         sentence += (
             f"; on all labels together {points(overall.estimate)} (at least {points(overall.lower)}, "
-            f"n={everything.rows:,})"
+            f"{everything.count()})"
         )
     return replace(strict, passed=passed, sentence=sentence)
 
@@ -149,9 +150,9 @@ def erasure(comparison: Comparison, margin: float, alpha: float) -> Check:
     paired = comparison.paired(comparison.known)
     if not paired.rows:
         return Check("erasure", True, None, -margin, 0, f"{said}; there is no row to compare on")
-    bound = paired_difference(paired.gains, paired.losses, paired.rows, alpha)
+    bound = paired.difference(alpha)
     passed = bound.upper >= -margin
-    sentence = f"{said}: {percent(paired.champion)} → {percent(paired.candidate)} (n={paired.rows:,})"
+    sentence = f"{said}: {percent(paired.champion)} → {percent(paired.candidate)} ({paired.count()})"
     if not passed:
         sentence += f", a loss of more than {percent(margin)} beyond doubt; promote it by hand if it is to go"
     return Check("erasure", passed, bound.upper, -margin, paired.rows, sentence)
@@ -196,8 +197,8 @@ def gain(comparison: Comparison, settings: JudgeSettings, alpha: float) -> Check
     paired = comparison.paired(comparison.both)
     if paired.rows < settings.min_rows:
         return Check("gain", None, None, 0.0, paired.rows, f"only {counted(paired.rows, 'row')} to show a gain on")
-    score = mean(comparison.log_score_gain(comparison.both), alpha / 2)
-    accuracy = paired_difference(paired.gains, paired.losses, paired.rows, alpha / 2)
+    score = comparison.mean_log_score_gain(comparison.both, alpha / 2)
+    accuracy = paired.difference(alpha / 2)
     passed: bool | None = None
     if score.lower > 0 or accuracy.lower > 0:
         passed = True
@@ -205,7 +206,7 @@ def gain(comparison: Comparison, settings: JudgeSettings, alpha: float) -> Check
         passed = False
     sentence = (
         f"log score {score.estimate:+.3f} a row (at least {score.lower:+.3f}), "
-        f"accuracy {points(accuracy.estimate)} (at least {points(accuracy.lower)}; n={paired.rows:,})"
+        f"accuracy {points(accuracy.estimate)} (at least {points(accuracy.lower)}; {paired.count()})"
     )
     return Check(
         name="gain",
@@ -229,8 +230,8 @@ def finished(comparison: Comparison, settings: JudgeSettings, alpha: float) -> C
     said = f"{counted(int((comparison.known & halfway).sum()), 'row')} asked halfway, before it learned from them"
     if not paired.rows:
         return Check("finished", None, None, 0.0, 0, f"{said}; no row to ask the finished adapter about")
-    accuracy = paired_difference(paired.gains, paired.losses, paired.rows, alpha)
-    score = mean(comparison.log_score_gain(rows), alpha)
+    accuracy = paired.difference(alpha)
+    score = comparison.mean_log_score_gain(rows, alpha)
     passed = accuracy.upper >= 0 and score.upper >= math.log(max(1 - settings.margin, LEAST_PROBABILITY))
     sentence = (
         f"{said}; on {counted(paired.rows, 'other')} the finished one is {points(accuracy.estimate)} right, "
@@ -284,8 +285,7 @@ def label_groups(comparison: Comparison, settings: JudgeSettings, alpha: float) 
     failed = [
         group.label
         for group in groups
-        if losses[group.label] > limit
-        and paired_difference(group.paired.gains, group.paired.losses, group.paired.rows, alpha / len(groups)).upper < 0
+        if losses[group.label] > limit and group.paired.difference(alpha / len(groups)).upper < 0
     ]
     rows = sum(group.paired.rows for group in groups)
     if failed:
@@ -312,10 +312,10 @@ def negative_flips(comparison: Comparison, settings: JudgeSettings, alpha: float
     limit = settings.negative_flips
     if paired.rows < settings.min_rows:
         return Check("negative_flips", None, None, limit, paired.rows, f"only {counted(paired.rows, 'row')} to flip")
-    share = paired.losses / paired.rows
+    share = paired.losses / paired.worth
     sentence = f"{percent(share)} of rows were right and become wrong (at most {percent(limit)})"
     passed: bool | None = share <= limit
-    if not passed and clopper_pearson(paired.losses, paired.rows, alpha).lower <= limit:
+    if not passed and clopper_pearson(round(paired.losses), round(paired.worth), alpha).lower <= limit:
         passed, sentence = None, f"{sentence}, which may be chance"
     return Check("negative_flips", passed, share, limit, paired.rows, sentence)
 

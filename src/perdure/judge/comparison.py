@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perdure.judge.evidence import Evidence
+from perdure.judge.interval import Interval, mean, paired_difference, worth
 from perdure.model.base import Scores
 
 LEAST_PROBABILITY = 1e-6
@@ -19,25 +20,40 @@ Rows = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Counts on rows that both were asked."""
+    """Counts on rows that both were asked. Of weighted rows, all but `rows` are shares of what the rows are worth."""
 
     rows: int
-    champion_right: int
-    candidate_right: int
-    gains: int
+    worth: float
+    """The number of equal rows that would say as much; without weights as many as there are."""
+    champion_right: float
+    candidate_right: float
+    gains: float
     """Rows that only the candidate has right."""
-    losses: int
+    losses: float
     """Rows that only the champion has right: negative flips."""
 
     @property
     def champion(self) -> float:
         """Accuracy of the champion; 0 without rows."""
-        return self.champion_right / self.rows if self.rows else 0.0
+        return self.champion_right / self.worth if self.rows else 0.0
 
     @property
     def candidate(self) -> float:
         """Accuracy of the candidate; 0 without rows."""
-        return self.candidate_right / self.rows if self.rows else 0.0
+        return self.candidate_right / self.worth if self.rows else 0.0
+
+    def difference(self, alpha: float) -> Interval:
+        """Candidate minus champion, with bounds of error probability `alpha` each.
+
+        Raises:
+            ValueError: no rows.
+        """
+        return paired_difference(self.gains, self.losses, self.worth, alpha)
+
+    def count(self) -> str:
+        """How many rows, and what they are worth where that is fewer: `n=20`, `n=1,200, worth 330`."""
+        told = f"n={self.rows:,}"
+        return told if round(self.worth) >= self.rows else f"{told}, worth {round(self.worth):,}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +83,23 @@ class Comparison:
     def paired(self, rows: Rows) -> Paired:
         """Counts over the rows that are true in `rows`."""
         champion, candidate = self.champion_right[rows], self.candidate_right[rows]
+        count, weights = int(rows.sum()), self.weights(rows)
+        # Without weights the counts are to be whole numbers, to the last bit.
+        worthy = float(count) if self.evidence.weights is None else worth(weights)
+        shares = weights * (worthy / weights.sum()) if count else weights
         return Paired(
-            rows=int(rows.sum()),
-            champion_right=int(champion.sum()),
-            candidate_right=int(candidate.sum()),
-            gains=int((candidate & ~champion).sum()),
-            losses=int((champion & ~candidate).sum()),
+            rows=count,
+            worth=worthy,
+            champion_right=float(shares[champion].sum()),
+            candidate_right=float(shares[candidate].sum()),
+            gains=float(shares[candidate & ~champion].sum()),
+            losses=float(shares[champion & ~candidate].sum()),
         )
+
+    def weights(self, rows: Rows) -> NDArray[np.float64]:
+        """How much each of the rows that are true in `rows` counts."""
+        given = self.evidence.weights
+        return np.ones(int(rows.sum())) if given is None else given[rows]
 
     def labels(self) -> tuple[LabelRecall, ...]:
         """Recall of every label that occurs and that at least one of the two knows, sorted by label."""
@@ -92,6 +118,14 @@ class Comparison:
         return _log_scores(self.evidence.candidate, self.evidence.truth, at) - _log_scores(
             champion, self.evidence.truth, at
         )
+
+    def mean_log_score_gain(self, rows: Rows, alpha: float) -> Interval:
+        """The mean of `log_score_gain`, with bounds of error probability `alpha` each.
+
+        Raises:
+            ValueError: there is no such row, or no champion.
+        """
+        return mean(self.log_score_gain(rows), alpha, self.weights(rows & self.both))
 
 
 def compare(evidence: Evidence) -> Comparison:

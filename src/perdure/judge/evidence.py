@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from perdure.model.base import Scores
 
 Source = Literal["held_out", "fresh", "halfway", "leave_one_out"]
@@ -29,6 +32,8 @@ class Evidence:
     """n rows over the champion's labels; None where there is no champion yet."""
     candidate: Scores
     """n rows over the candidate's labels."""
+    weights: NDArray[np.float64] | None = None
+    """How much each of the n rows counts where accuracies and log scores are compared; None where all count alike."""
 
     def __post_init__(self) -> None:
         rows = len(self.texts)
@@ -37,6 +42,7 @@ class Evidence:
             "source": len(self.source),
             "candidate": len(self.candidate.probabilities),
             "champion": rows if self.champion is None else len(self.champion.probabilities),
+            "weights": rows if self.weights is None else len(self.weights),
         }
         for part, count in found.items():
             if count != rows:
@@ -46,7 +52,7 @@ class Evidence:
         return len(self.texts)
 
     def __add__(self, other: Evidence) -> Evidence:
-        """The rows of both, which are over the same labels; either both have a champion or none."""
+        """The rows of both, without weights; they are over the same labels, and either both have a champion or none."""
         assert (self.champion is None) == (other.champion is None)
         return Evidence(
             texts=self.texts + other.texts,

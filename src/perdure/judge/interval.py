@@ -20,7 +20,7 @@ class Interval:
     upper: float
 
 
-def paired_difference(gains: int, losses: int, rows: int, alpha: float) -> Interval:
+def paired_difference(gains: float, losses: float, rows: float, alpha: float) -> Interval:
     """Difference of two accuracies on the same rows, bounded by Tango's score interval.
 
     It keeps its level at small n, and stays wide where the two never disagree: with no gains and no losses the lower
@@ -32,13 +32,13 @@ def paired_difference(gains: int, losses: int, rows: int, alpha: float) -> Inter
     Args:
         gains: rows that only the candidate has right.
         losses: rows that only the champion has right.
-        rows: all paired rows, n.
+        rows: all paired rows, n; of weighted rows all three are what they are worth (`Paired`).
         alpha: error probability of each bound.
 
     Raises:
         ValueError: no rows, more disagreements than rows, or alpha outside (0, 0.5).
     """
-    if rows < 1 or gains < 0 or losses < 0 or gains + losses > rows:
+    if rows < 1 or gains < 0 or losses < 0 or gains + losses > rows * (1 + 1e-9):
         raise ValueError(f"{gains} gains and {losses} losses do not fit into {rows} rows")
     z = _normal(alpha)
     estimate = (gains - losses) / rows
@@ -60,8 +60,13 @@ def paired_difference(gains: int, losses: int, rows: int, alpha: float) -> Inter
     )
 
 
-def mean(values: NDArray[np.float64], alpha: float) -> Interval:
-    """Mean of n values with Student's bounds; infinitely wide for fewer than two values.
+def mean(values: NDArray[np.float64], alpha: float, weights: NDArray[np.float64] | None = None) -> Interval:
+    """Mean of n values with Student's bounds; infinitely wide where they are worth no more than one value.
+
+    Args:
+        values: n numbers.
+        alpha: error probability of each bound.
+        weights: how much each of them counts; by default all count the same.
 
     Raises:
         ValueError: no values, or alpha outside (0, 0.5).
@@ -69,11 +74,21 @@ def mean(values: NDArray[np.float64], alpha: float) -> Interval:
     if values.size == 0:
         raise ValueError("no values: the mean of nothing has no bounds")
     z = _normal(alpha)
-    estimate = float(values.mean())
-    if values.size == 1:
+    shares = np.full(values.size, 1 / values.size) if weights is None else weights / weights.sum()
+    estimate, count = float(shares @ values), worth(shares)
+    if count <= 1 + 1e-9:
         return Interval(-math.inf, estimate, math.inf)
-    reach = _student(z, values.size - 1) * float(values.std(ddof=1)) / math.sqrt(values.size)
+    variance = float(shares @ (values - estimate) ** 2) / (count - 1)
+    reach = _student(z, count - 1) * math.sqrt(variance)
     return Interval(estimate - reach, estimate, estimate + reach)
+
+
+def worth(weights: NDArray[np.float64]) -> float:
+    """The number of equal rows that say as much as rows of these weights: (Σw)² / Σw²; 0 of none.
+
+    Kish, "Survey Sampling", 1965.
+    """
+    return float(weights.sum() ** 2 / (weights**2).sum()) if weights.size else 0.0
 
 
 def clopper_pearson(count: int, rows: int, alpha: float) -> Interval:
@@ -126,7 +141,7 @@ def _normal(alpha: float) -> float:
     return NormalDist().inv_cdf(1 - alpha)
 
 
-def _student(z: float, freedom: int) -> float:
+def _student(z: float, freedom: float) -> float:
     """Student's quantile from the normal one; Abramowitz and Stegun 26.7.5."""
     return (
         z

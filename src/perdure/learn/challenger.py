@@ -174,6 +174,7 @@ class Challenger:
         evidence = opponent.evidence(held_out, sources, head, unseen)
         if trained.halfway is not None:
             evidence += self._halfway(trained.halfway, opponent, material, seen)
+        evidence = opponent.weighted(evidence)
         metrics = {
             "steps": float(trained.steps),
             "loss": update.loss,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perdure.judge.evidence import Evidence, Source
 from perdure.learn.blend import Unseen, unseen_blend, unseen_sharpened
@@ -35,6 +35,14 @@ class Opponent:
         assert adapted is not None
         scores = unseen_scores(self.champion, self.leverage, features, rows.keys, rows.labels)
         return Unseen(scores, adapted, rows.labels, traffic_weights(rows.labels, self.counts))
+
+    def weighted(self, evidence: Evidence) -> Evidence:
+        """`evidence` in which each label counts as often as it has come.
+
+        This turn's labels are asked about with many rows, of each older one memory holds out a few: counted by the row,
+        what the new ones gain would hide what the old ones lose.
+        """
+        return replace(evidence, weights=traffic_weights(evidence.truth, self.counts))
 
     def evidence(self, rows: Labelled, sources: Iterable[Source], adapted: AdaptedHead, unseen: Unseen) -> Evidence:
         """What the champion says of `rows`, and what its head says in a blend with `adapted`.

@@ -70,7 +70,7 @@ class Waiting:
         adapted = fit_blend(champion, self.adapted, unseen, settings.lora.shares)
         fresh = frozenset(material.fresh().keys) & frozenset(since.keys)
         sources: list[Source] = ["fresh" if key in fresh else "held_out" for key in rows.keys]
-        evidence = opponent.evidence(rows, sources, self.adapted, unseen)
+        evidence = opponent.weighted(opponent.evidence(rows, sources, self.adapted, unseen))
         note = f"It is the adapter of {self.version}, whose verdict was inconclusive, asked about what has come since."
         return Candidate(
             "lora",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,3 +88,37 @@ def test_evidence_goes_on_with_more_rows(evidence: Make) -> None:
     assert first.champion is None
     with pytest.raises(ValueError, match="scores over 2 labels cannot go on"):
         evidence([("a", "a", "a", 1)]) + evidence([("a", "a", "a", 1)], new=("a", "b", "c"))
+
+
+def test_weighted_rows_are_worth_fewer(evidence: Make) -> None:
+    """Ten rows of a label that counts half, and one of the other: Σw = 2·½, Σw² = 10·0.05² + 0.5² (Kish)."""
+    plain = evidence([("a", "b", "a", 10), ("b", "b", "a", 1)])
+    rows = replace(plain, weights=np.array([0.05] * 10 + [0.5]))
+    found = compare(rows)
+    paired = found.paired(found.known)
+    worth = 1 / (10 * 0.05**2 + 0.5**2)
+    assert paired.rows == 11
+    assert paired.worth == pytest.approx(worth)
+    assert (paired.champion, paired.candidate) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert (paired.gains, paired.losses) == (pytest.approx(worth / 2), pytest.approx(worth / 2))
+    assert paired.count() == "n=11, worth 4"
+    unweighted = compare(plain).paired(found.known)
+    assert (unweighted.worth, unweighted.gains, unweighted.losses, unweighted.count()) == (11, 10, 1, "n=11")
+    assert unweighted.difference(0.05).lower > 0 > paired.difference(0.05).lower
+
+
+def test_equal_weights_change_nothing(evidence: Make) -> None:
+    plain = compare(evidence([("a", "b", "a", 7), ("b", "b", "a", 2), ("b", "b", "b", 40)], confidence=(0.7, 0.8)))
+    equal = compare(replace(plain.evidence, weights=np.full(49, 3.0)))
+    for one, other in (
+        (plain.paired(plain.known).difference(0.05), equal.paired(equal.known).difference(0.05)),
+        (plain.mean_log_score_gain(plain.both, 0.05), equal.mean_log_score_gain(equal.both, 0.05)),
+    ):
+        assert (one.lower, one.estimate, one.upper) == pytest.approx((other.lower, other.estimate, other.upper))
+    assert equal.paired(equal.known).count() == "n=49"
+    assert equal.paired(~equal.known).worth == 0
+
+
+def test_weights_are_one_a_row(evidence: Make) -> None:
+    with pytest.raises(ValueError, match="evidence has 3 texts but 2 rows of weights"):
+        replace(evidence([("a", "a", "a", 3)]), weights=np.ones(2))

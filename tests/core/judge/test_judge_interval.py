@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from perdure.judge.interval import Interval, clopper_pearson, mean, paired_difference, rows_needed
+from perdure.judge.interval import Interval, clopper_pearson, mean, paired_difference, rows_needed, worth
 
 
 def bounds(gains: int, losses: int, rows: int, alpha: float, cache: dict[tuple[int, int], Interval]) -> Interval:
@@ -130,3 +130,35 @@ def test_one_value_bounds_nothing_and_none_is_refused() -> None:
     assert mean(np.array([3.0]), 0.05) == Interval(-math.inf, 3.0, math.inf)
     with pytest.raises(ValueError, match="no values"):
         mean(np.array([]), 0.05)
+
+
+def test_weighted_values_are_as_sure_as_what_they_are_worth() -> None:
+    values = np.random.default_rng(4).normal(0.3, 2.0, 60)
+    weights = np.where(np.arange(60) % 2 == 0, 3.0, 1.0)
+    count = worth(weights)
+    assert count == pytest.approx(120**2 / (30 * 9 + 30))
+    found = mean(values, 0.05, weights)
+    centre = np.average(values, weights=weights)
+    spread = math.sqrt(np.average((values - centre) ** 2, weights=weights) * count / (count - 1))
+    assert found.estimate == pytest.approx(centre)
+    assert found.lower == pytest.approx(centre - stats.t.ppf(0.95, count - 1) * spread / math.sqrt(count), abs=0.01)
+    doubled = mean(values, 0.05, 2 * weights)
+    assert (doubled.lower, doubled.upper) == pytest.approx((found.lower, found.upper))
+    assert mean(values, 0.05, np.ones(60)).lower == pytest.approx(mean(values, 0.05).lower)
+
+
+def test_what_one_row_says_alone_bounds_nothing() -> None:
+    assert mean(np.array([1.0, 2.0]), 0.05, np.array([1.0, 0.0])) == Interval(-math.inf, 1.0, math.inf)
+    assert worth(np.array([])) == 0
+
+
+def test_weighted_bounds_hold_as_often_as_they_say() -> None:
+    """Two groups, of which the one with few rows counts most; their difference is one of means."""
+    random = np.random.default_rng(8)
+    weights = np.repeat([4.0, 0.5], [40, 400])
+    missed = 0
+    for _ in range(600):
+        values = np.concatenate([random.normal(-0.2, 1.0, 40), random.normal(0.5, 1.0, 400)])
+        truth = (160 * -0.2 + 200 * 0.5) / 360
+        missed += mean(values, 0.05, weights).lower > truth
+    assert missed <= 600 * 0.05 + 3 * math.sqrt(600 * 0.05 * 0.95)

@@ -202,6 +202,17 @@ class TestLora:
         )
         assert verdict.outcome == "inconclusive"
 
+    def test_what_new_rows_gain_does_not_hide_what_old_labels_lose(self, evidence: Make, sound: Artifact) -> None:
+        """Of the label that has come most there are 40 rows, of the other 600."""
+        rows = evidence([("a", "a", "a", 36), ("a", "a", "b", 4), ("b", "a", "b", 60), ("b", "b", "b", 540)])
+        assert judge(rows, kind="lora", settings=SETTINGS, artifact=sound).outcome == "promote"
+        weighted = replace(rows, weights=np.array([10.0] * 40 + [1 / 3] * 600))
+        verdict = judge(weighted, kind="lora", settings=SETTINGS, artifact=sound)
+        assert verdict.outcome != "promote"
+        assert "n=640, worth 89" in found(verdict, "known_labels").sentence
+        assert found(verdict, "negative_flips").value == pytest.approx(40 / 600)
+        assert found(verdict, "gain").passed is not True
+
     @pytest.mark.parametrize(
         ("then", "outcome"),
         [

@@ -263,6 +263,21 @@ def test_rows_that_have_come_before_are_not_asked_halfway(turns: Turns, requests
     assert asked <= {text for text, _ in later}
 
 
+def test_each_label_is_judged_as_often_as_it_has_come(turns: Turns, requests: Requests) -> None:
+    past, now = requests(LABELS, 12), requests(LABELS[:1], 40, skip=12)
+    first = turns.head(now, past=past)
+    candidate = turns.lora(turns.material(now, past), turns.keep(first), first.leverage)
+    assert candidate is not None
+    evidence = candidate.evidence
+    assert evidence.weights is not None
+    weights: Counter[str] = Counter()
+    for label, weight in zip(evidence.truth, evidence.weights, strict=True):
+        weights[label] += weight
+    counts = Counter(one.label for one in turns.material(now, past).samples)
+    assert weights == pytest.approx(dict(counts))
+    assert Counter(evidence.truth)["card"] > 3 * Counter(evidence.truth)["login"]
+
+
 def test_what_the_gate_skips_is_asked_halfway_too(turns: Turns, material_of: MaterialOf, requests: Requests) -> None:
     """What surprises alone would be the champion's worst side. What is in quarantine is no evidence."""
     past, now = requests(LABELS, 12), requests(LABELS, 24, skip=12)
