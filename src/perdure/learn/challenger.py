@@ -110,11 +110,12 @@ class Challenger:
     def _trained(self, train: Labelled, replay: Labelled, origin: Origin | None, turn: int) -> Halves:
         """An update in two halves: about the second half's rows an adapter can be asked that knows the first alone.
 
-        Where a half would have fewer rows than an update needs, all of them are trained on at once.
+        Where a half would have fewer rows than an update needs, all of them are trained on at once. So are the first
+        that an adapter sees: half of them teach it too little to be asked, and it begins better with them all.
         """
         least = self._settings.lora.min_rows
         early = [is_early(key) for key in train.keys]
-        if min(sum(early), len(early) - sum(early)) < least:
+        if origin is None or min(sum(early), len(early) - sum(early)) < least:
             update = self._learner(turn).update(_training_set(train, replay), origin)
             return Halves(None, update, update.steps, update.dropped)
         first, second = (

@@ -95,6 +95,19 @@ class Turns:
         counts = Counter(one.label for one in samples)
         return challenger.candidate(material, champion, leverage, origin, seen or Seen(), representatives, counts, name)
 
+    def begun(self, past: Pairs, now: Pairs) -> tuple[AnalyticClassifier, Leverage]:
+        """A champion with an adapter that `past` was replayed to, and whose head knows `now` too."""
+        half = len(past) // 2
+        first = self.head(past[half:], past=past[:half], name="before")
+        second = self.lora(self.material(past[half:], past[:half]), self.keep(first), first.leverage, "begun")
+        assert second is not None
+        champion = self.keep(second)
+        third = self.head(now, champion, past, "v1")
+        self.given.clear()
+        self.halves.clear()
+        self.updates.clear()
+        return self.keep(third), third.leverage
+
     def material(self, pairs: Pairs, past: Pairs = (), champion: AnalyticClassifier | None = None) -> Material:
         adapter = champion.adapted.adapter if champion and champion.adapted else None
         return self.material_of(pairs, past, encodings=Encodings(self.encoder, adapter, self.settings.model.batch))
@@ -199,12 +212,11 @@ def test_a_candidate_is_judged_by_rows_that_it_was_not_trained_on(turns: Turns, 
 
 def test_half_of_the_rows_are_asked_of_an_adapter_that_knows_the_other_half(turns: Turns, requests: Requests) -> None:
     past, now = requests(LABELS, 16), requests(LABELS, 12, skip=16)
-    first = turns.head(now, past=past)
-    champion = turns.keep(first)
-    candidate = turns.lora(turns.material(now, past), champion, first.leverage)
+    champion, leverage = turns.begun(past, now)
+    candidate = turns.lora(turns.material(now, past, champion), champion, leverage)
     assert candidate is not None
-    (early, nothing), (late, halfway) = turns.halves
-    assert nothing is None
+    (early, began), (late, halfway) = turns.halves
+    assert began is not None
     assert {is_early(sample_key(label, text)) for text, label in trained_on(early)} == {True}
     assert {is_early(sample_key(label, text)) for text, label in trained_on(late)} == {False}
     asked = [row for row, source in enumerate(candidate.evidence.source) if source == "halfway"]
@@ -216,7 +228,7 @@ def test_half_of_the_rows_are_asked_of_an_adapter_that_knows_the_other_half(turn
     adapter = Adapter(turns.encoder, halfway.shape, halfway.weights)
     labelled = Labelled.of([(candidate.evidence.texts[row], candidate.evidence.truth[row]) for row in asked])
     features = turns.encoder.features(labelled.texts, 16)
-    scores = unseen_scores(champion, first.leverage, features, labelled.keys, labelled.labels)
+    scores = unseen_scores(champion, leverage, features, labelled.keys, labelled.labels)
     weights = traffic_weights(labelled.labels, Counter(label for _, label in past))
     unseen = Unseen(scores, adapter.embeddings(labelled.texts, 16), labelled.labels, weights)
     head = AdaptedHead(adapter, halfway.labels, halfway.weights[HEAD].numpy(), 16.0, 0.5)
@@ -265,8 +277,8 @@ def test_rows_that_have_come_before_are_not_asked_halfway(turns: Turns, requests
 
 def test_each_label_is_judged_as_often_as_it_has_come(turns: Turns, requests: Requests) -> None:
     past, now = requests(LABELS, 12), requests(LABELS[:1], 40, skip=12)
-    first = turns.head(now, past=past)
-    candidate = turns.lora(turns.material(now, past), turns.keep(first), first.leverage)
+    champion, leverage = turns.begun(past, now)
+    candidate = turns.lora(turns.material(now, past, champion), champion, leverage)
     assert candidate is not None
     evidence = candidate.evidence
     assert evidence.weights is not None
@@ -281,9 +293,11 @@ def test_each_label_is_judged_as_often_as_it_has_come(turns: Turns, requests: Re
 def test_what_the_gate_skips_is_asked_halfway_too(turns: Turns, material_of: MaterialOf, requests: Requests) -> None:
     """What surprises alone would be the champion's worst side. What is in quarantine is no evidence."""
     past, now = requests(LABELS, 12), requests(LABELS, 24, skip=12)
-    first = turns.head(past)
+    champion, leverage = turns.begun(past, now)
     actions = ["learn", "skip", "quarantine", "skip"] * (len(now) // 4)
-    candidate = turns.lora(material_of(now, past, actions=actions), turns.keep(first), first.leverage)
+    assert champion.adapted is not None
+    encodings = Encodings(turns.encoder, champion.adapted.adapter, turns.settings.model.batch)
+    candidate = turns.lora(material_of(now, past, actions=actions, encodings=encodings), champion, leverage)
     assert candidate is not None
     taken = [pair for pair, action in zip(now, actions, strict=True) if action != "quarantine"]
     late = {pair for pair in taken if not is_early(sample_key(pair[1], pair[0]))} - held_out(now, turns.settings)
@@ -293,24 +307,32 @@ def test_what_the_gate_skips_is_asked_halfway_too(turns: Turns, material_of: Mat
 
 def test_few_rows_are_trained_on_at_once(turns: Turns, requests: Requests) -> None:
     past, now = requests(LABELS, 10), requests(LABELS, 10, skip=10)
-    first = turns.head(past)
-    champion = turns.keep(first)
+    champion, leverage = turns.begun(past, now)
     early = [is_early(sample_key(label, text)) for text, label in set(now) - held_out(now, turns.settings)]
     least = min(sum(early), len(early) - sum(early))
     for rows, halves in ((least, 2), (least + 1, 1)):
         turns.halves.clear()
-        candidate = turns.lora(turns.material(now, past), champion, first.leverage, min_rows=rows)
+        candidate = turns.lora(turns.material(now, past, champion), champion, leverage, min_rows=rows)
         assert candidate is not None
         assert len(turns.halves) == halves
         assert ("halfway" in candidate.evidence.source) == (halves == 2)
 
 
-def test_progress_counts_the_steps_of_both_halves(turns: Turns, requests: Requests) -> None:
+def test_an_adapter_begins_with_all_rows_at_once(turns: Turns, requests: Requests) -> None:
     past, now = requests(LABELS, 16), requests(LABELS, 16, skip=16)
     first = turns.head(past)
+    candidate = turns.lora(turns.material(now, past), turns.keep(first), first.leverage)
+    assert candidate is not None
+    assert len(turns.halves) == 1
+    assert "halfway" not in candidate.evidence.source
+
+
+def test_progress_counts_the_steps_of_both_halves(turns: Turns, requests: Requests) -> None:
+    past, now = requests(LABELS, 16), requests(LABELS, 16, skip=16)
+    champion, leverage = turns.begun(past, now)
     told: list[float] = []
     turns.progress = lambda step, steps: told.append(step / steps)
-    candidate = turns.lora(turns.material(now, past), turns.keep(first), first.leverage)
+    candidate = turns.lora(turns.material(now, past, champion), champion, leverage)
     assert candidate is not None
     assert told == sorted(told)
     assert len(told) == candidate.metrics["steps"]
