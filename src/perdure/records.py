@@ -149,7 +149,7 @@ def sample_key(label: str, text: str) -> str:
 def is_held_out(key: str, share: float) -> bool:
     """Whether the pair of that `sample_key` is evidence for the judge: a fixed share of all pairs, by a hash.
 
-    It depends on nothing else, neither on time nor on what memory holds, so what once was evidence is never trained on,
+    It depends on nothing else, neither on time nor on what memory holds, so what once was held out is never trained on,
     and the other way round.
     """
     return _place(key, b"held out") < share * 2**64

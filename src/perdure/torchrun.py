@@ -27,7 +27,9 @@ LONGEST_WAIT = timedelta(days=1)
 
 
 def follow(processes: Processes) -> int:
-    """Takes part in every update that the first process trains, until it says that it is done; their number.
+    """Takes part in everything that the first process trains, until it says that it is done; how often that was.
+
+    An update in two halves is trained twice.
 
     Raises:
         UsageError: the encoder here has other weights than that of the first process.
@@ -35,7 +37,7 @@ def follow(processes: Processes) -> int:
     from perdure.learn.lora import LoraLearner
     from perdure.model.classifier import shared_encoder
 
-    updates = 0
+    trainings = 0
     while message := processes.hear():
         job = Job.from_bytes(message)
         encoder = shared_encoder(job.encoder.name, job.encoder.max_tokens, job.encoder.adapted_layers)
@@ -45,8 +47,8 @@ def follow(processes: Processes) -> int:
                 "put the same files in every place"
             )
         LoraLearner(encoder, job.settings, seed=job.seed, device=job.device).train(job.data, job.origin)
-        updates += 1
-    return updates
+        trainings += 1
+    return trainings
 
 
 def main() -> None:
@@ -59,7 +61,7 @@ def main() -> None:
     PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     processes = Processes.current()
     if not processes.leads:
-        logger.info("process %d took part in %d updates", processes.rank, follow(processes))
+        logger.info("process %d took part in %d trainings", processes.rank, follow(processes))
     else:
         try:
             cli.main()

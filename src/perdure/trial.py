@@ -12,6 +12,7 @@ import numpy as np
 from perdure.artifact import Artifacts
 from perdure.config import Settings
 from perdure.judge.artifact import Artifact
+from perdure.judge.comparison import compare
 from perdure.judge.drift import DriftInput, DriftSummary, drift_report
 from perdure.judge.report import write_report
 from perdure.judge.shift import Shift, prediction_shift
@@ -103,7 +104,7 @@ class Trial:
         artifact = made.artifact
         unlearned = self._memory.counts().totals.unlearned
         known = self._registry.card(champion.version).unlearned if champion else None
-        threshold = threshold_of(candidate.evidence, self._settings.judge)
+        threshold = threshold_of(candidate.evidence.finished(), self._settings.judge)
         verdict = judge(
             candidate.evidence,
             kind=candidate.kind,
@@ -212,15 +213,12 @@ def _answers(candidate: Candidate, material: Material, texts: Sequence[str]) -> 
 
 
 def _accuracies(candidate: Candidate) -> dict[str, float]:
-    evidence = candidate.evidence
-    if not len(evidence):
+    comparison = compare(candidate.evidence)
+    paired = comparison.paired(np.ones(len(candidate.evidence), dtype=np.bool_))
+    if not paired.rows:
         return {}
-    truth = np.asarray(evidence.truth, dtype=object)
-    found = {"evidence_rows": float(len(truth))}
-    found["accuracy"] = float(np.mean(np.asarray(evidence.candidate.names(), dtype=object) == truth))
-    if evidence.champion is not None:
-        found["champion_accuracy"] = float(np.mean(np.asarray(evidence.champion.names(), dtype=object) == truth))
-    return found
+    found = {"evidence_rows": float(paired.rows), "accuracy": paired.candidate}
+    return found if candidate.evidence.champion is None else {**found, "champion_accuracy": paired.champion}
 
 
 def _latencies(artifact: Artifact) -> dict[str, float]:

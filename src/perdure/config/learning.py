@@ -82,8 +82,8 @@ class LoraSettings(Section):
     fisher_samples: Count = 256
     """Rows that the Fisher information is estimated on."""
     distillation: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the cross-entropy to what the adapter answered before the update, on replayed rows, over the labels
-    that it knew."""
+    """Weight of the cross-entropy to what the adapter answered before the update or its second half, on replayed rows,
+    over the labels that it knew."""
     fresh_rows: Count = 2000
     """Most new rows that one update trains on; with `replay_rows` it bounds the update's cost."""
     replay_rows: Annotated[int, Field(ge=0)] = 4000
@@ -92,7 +92,8 @@ class LoraSettings(Section):
     """Weights of the adapted head in the mean of both heads' log probabilities, to choose among on rows that it has not
     seen."""
     min_rows: Count = 16
-    """Fewer new rows than this are not worth an update."""
+    """Fewer new rows than this are not worth an update. With twice as many an adapter's later updates learn in two halves:
+    about the second half's rows the judge asks before they are learned from."""
 
 
 class JudgeSettings(Section):

@@ -12,7 +12,7 @@ from perdure.config import JudgeSettings
 from perdure.judge.artifact import Artifact
 from perdure.judge.calibration import brier_score, expected_error
 from perdure.judge.check import Check, counted, percent, points
-from perdure.judge.comparison import LEAST_PROBABILITY, Comparison, confidences
+from perdure.judge.comparison import LEAST_PROBABILITY, Comparison, compare, confidences
 from perdure.judge.interval import clopper_pearson, rows_needed
 from perdure.judge.shift import Shift
 from perdure.model.base import Scores
@@ -195,7 +195,7 @@ def gain(comparison: Comparison, settings: JudgeSettings, alpha: float) -> Check
     nats a row.
     """
     paired = comparison.paired(comparison.both)
-    if paired.rows < settings.min_rows:
+    if paired.worth < settings.min_rows:
         return Check("gain", None, None, 0.0, paired.rows, f"only {counted(paired.rows, 'row')} to show a gain on")
     score = comparison.mean_log_score_gain(comparison.both, alpha / 2)
     accuracy = paired.difference(alpha / 2)
@@ -219,26 +219,26 @@ def gain(comparison: Comparison, settings: JudgeSettings, alpha: float) -> Check
 
 
 def finished(comparison: Comparison, settings: JudgeSettings, alpha: float) -> Check:
-    """What was asked of the finished adapter shows no loss, where other rows were asked of it halfway.
+    """What would be served shows no loss, where its adapter was asked about other rows halfway.
 
-    Fails where it is worse than the champion beyond doubt: by accuracy, or by log score as in `gain`. `value` is the
-    difference of the accuracies that were seen.
+    Fails where it is worse than the champion beyond doubt, by accuracy, or by log score as in `gain`; each of the two
+    has half of the error probability. `value` is the upper bound of candidate − champion.
     """
-    halfway = np.array([source == "halfway" for source in comparison.evidence.source], dtype=np.bool_)
-    rows = comparison.both & ~halfway
-    paired = comparison.paired(rows)
-    said = f"{counted(int((comparison.known & halfway).sum()), 'row')} asked halfway, before it learned from them"
-    if not paired.rows:
-        return Check("finished", None, None, 0.0, 0, f"{said}; no row to ask the finished adapter about")
-    accuracy = paired.difference(alpha)
-    score = comparison.mean_log_score_gain(rows, alpha)
+    served = compare(comparison.evidence.finished())
+    halfway = int(comparison.known.sum() - served.known.sum())
+    paired = served.paired(served.both)
+    said = f"{counted(halfway, 'row')} asked halfway, before it learned from them"
+    if paired.worth < settings.min_rows:
+        few = counted(paired.rows, "row")
+        return Check("finished", None, None, 0.0, paired.rows, f"{said}; only {few} to ask it about as it is now")
+    accuracy, score = paired.difference(alpha / 2), served.mean_log_score_gain(served.both, alpha / 2)
     passed = accuracy.upper >= 0 and score.upper >= math.log(max(1 - settings.margin, LEAST_PROBABILITY))
     sentence = (
-        f"{said}; on {counted(paired.rows, 'other')} the finished one is {points(accuracy.estimate)} right, "
-        f"log score {score.estimate:+.3f} a row"
+        f"{said}; as it is now {percent(paired.champion)} → {percent(paired.candidate)}, log score "
+        f"{score.estimate:+.3f} a row ({paired.count()})"
     )
     sentence = sentence if passed else f"worse when finished: {sentence}"
-    return Check("finished", passed, accuracy.estimate, 0.0, paired.rows, sentence)
+    return Check("finished", passed, accuracy.upper, 0.0, paired.rows, sentence)
 
 
 def up_to_date(comparison: Comparison) -> Check:
@@ -310,12 +310,12 @@ def negative_flips(comparison: Comparison, settings: JudgeSettings, alpha: float
     """
     paired = comparison.paired(comparison.known)
     limit = settings.negative_flips
-    if paired.rows < settings.min_rows:
+    if paired.worth < settings.min_rows:
         return Check("negative_flips", None, None, limit, paired.rows, f"only {counted(paired.rows, 'row')} to flip")
     share = paired.losses / paired.worth
     sentence = f"{percent(share)} of rows were right and become wrong (at most {percent(limit)})"
     passed: bool | None = share <= limit
-    if not passed and clopper_pearson(round(paired.losses), round(paired.worth), alpha).lower <= limit:
+    if not passed and clopper_pearson(math.floor(paired.losses), math.ceil(paired.worth), alpha).lower <= limit:
         passed, sentence = None, f"{sentence}, which may be chance"
     return Check("negative_flips", passed, share, limit, paired.rows, sentence)
 
@@ -328,6 +328,8 @@ def calibration(comparison: Comparison, settings: JudgeSettings) -> Check:
     and never sure, would be called better calibrated than a candidate that is nearly always right; with wrong labels
     among the rows the more so.
     """
+    if "halfway" in comparison.evidence.source:
+        comparison = compare(comparison.evidence.finished())
     evidence = comparison.evidence
     rows = comparison.known | comparison.new
     count = int(rows.sum())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from perdure.judge.evidence import Evidence
+from perdure.judge.evidence import Evidence, traffic_weights
 from perdure.judge.interval import Interval, mean, paired_difference, worth
 from perdure.model.base import Scores
 
@@ -24,7 +24,7 @@ class Paired:
 
     rows: int
     worth: float
-    """The number of equal rows that would say as much; without weights as many as there are."""
+    """The number of equal rows that would say as much, at least; where all rows count alike as many as there are."""
     champion_right: float
     candidate_right: float
     gains: float
@@ -83,13 +83,12 @@ class Comparison:
     def paired(self, rows: Rows) -> Paired:
         """Counts over the rows that are true in `rows`."""
         champion, candidate = self.champion_right[rows], self.candidate_right[rows]
-        count, weights = int(rows.sum()), self.weights(rows)
-        # Without weights the counts are to be whole numbers, to the last bit.
-        worthy = float(count) if self.evidence.weights is None else worth(weights)
-        shares = weights * (worthy / weights.sum()) if count else weights
+        weights = self.weights(rows)
+        count = worth(weights)
+        shares = weights * (count / weights.sum()) if weights.size else weights
         return Paired(
-            rows=count,
-            worth=worthy,
+            rows=int(rows.sum()),
+            worth=count,
             champion_right=float(shares[champion].sum()),
             candidate_right=float(shares[candidate].sum()),
             gains=float(shares[candidate & ~champion].sum()),
@@ -97,9 +96,11 @@ class Comparison:
         )
 
     def weights(self, rows: Rows) -> NDArray[np.float64]:
-        """How much each of the rows that are true in `rows` counts."""
-        given = self.evidence.weights
-        return np.ones(int(rows.sum())) if given is None else given[rows]
+        """How much each of the rows that are true in `rows` counts among them."""
+        counts = self.evidence.counts
+        if counts is None:
+            return np.ones(int(rows.sum()))
+        return traffic_weights([label for label, asked in zip(self.evidence.truth, rows, strict=True) if asked], counts)
 
     def labels(self) -> tuple[LabelRecall, ...]:
         """Recall of every label that occurs and that at least one of the two knows, sorted by label."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,7 +17,7 @@ Source = Literal["held_out", "fresh", "halfway", "leave_one_out"]
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """n rows that the candidate was not trained on, with the answers of both.
+    """n rows with the answers of both; when the candidate was asked, it had not been trained on them.
 
     Raises:
         ValueError: the parts do not have n rows each.
@@ -32,8 +34,9 @@ class Evidence:
     """n rows over the champion's labels; None where there is no champion yet."""
     candidate: Scores
     """n rows over the candidate's labels."""
-    weights: NDArray[np.float64] | None = None
-    """How much each of the n rows counts where accuracies and log scores are compared; None where all count alike."""
+    counts: Mapping[str, int] | None = None
+    """Rows that each label has had: where accuracies and log scores are compared, each label counts as often as it has
+    come, however many of its rows are here. None where all rows count alike."""
 
     def __post_init__(self) -> None:
         rows = len(self.texts)
@@ -42,7 +45,6 @@ class Evidence:
             "source": len(self.source),
             "candidate": len(self.candidate.probabilities),
             "champion": rows if self.champion is None else len(self.champion.probabilities),
-            "weights": rows if self.weights is None else len(self.weights),
         }
         for part, count in found.items():
             if count != rows:
@@ -52,7 +54,7 @@ class Evidence:
         return len(self.texts)
 
     def __add__(self, other: Evidence) -> Evidence:
-        """The rows of both, without weights; they are over the same labels, and either both have a champion or none."""
+        """The rows of both, which are over the same labels; either both have a champion or none."""
         assert (self.champion is None) == (other.champion is None)
         return Evidence(
             texts=self.texts + other.texts,
@@ -60,4 +62,34 @@ class Evidence:
             source=self.source + other.source,
             champion=self.champion + other.champion if self.champion and other.champion else None,
             candidate=self.candidate + other.candidate,
+            counts=self.counts,
         )
+
+    def where(self, keep: Sequence[bool]) -> Evidence:
+        """The rows for which `keep` is true."""
+        rows = [row for row, kept in enumerate(keep) if kept]
+        return replace(
+            self,
+            texts=tuple(self.texts[row] for row in rows),
+            truth=tuple(self.truth[row] for row in rows),
+            source=tuple(self.source[row] for row in rows),
+            champion=self.champion and Scores(self.champion.labels, self.champion.probabilities[rows]),
+            candidate=Scores(self.candidate.labels, self.candidate.probabilities[rows]),
+        )
+
+    def finished(self) -> Evidence:
+        """What was asked of the candidate as it would be served, not of its adapter halfway."""
+        return self.where([source != "halfway" for source in self.source])
+
+
+def traffic_weights(truth: Sequence[str], counts: Mapping[str, int]) -> NDArray[np.float64]:
+    """Weights of n rows with which each label counts as often as it has come, however many of its rows are here.
+
+    What is at hand is not what comes: of an old label memory keeps a few rows, of this turn's labels all are there.
+
+    Args:
+        truth: n labels.
+        counts: rows that each label has had; one that is missing counts as 1.
+    """
+    here = Counter(truth)
+    return np.asarray([max(counts.get(label, 0), 1) / here[label] for label in truth], dtype=np.float64)

@@ -78,17 +78,18 @@ def mean(values: NDArray[np.float64], alpha: float, weights: NDArray[np.float64]
     estimate, count = float(shares @ values), worth(shares)
     if count <= 1 + 1e-9:
         return Interval(-math.inf, estimate, math.inf)
-    variance = float(shares @ (values - estimate) ** 2) / (count - 1)
+    variance = float((shares**2) @ ((values - estimate) ** 2)) * count / (count - 1)
     reach = _student(z, count - 1) * math.sqrt(variance)
     return Interval(estimate - reach, estimate, estimate + reach)
 
 
 def worth(weights: NDArray[np.float64]) -> float:
-    """The number of equal rows that say as much as rows of these weights: (Σw)² / Σw²; 0 of none.
+    """The number of equal rows that say at least as little as rows of these weights: Σw / max w; 0 of none.
 
-    Kish, "Survey Sampling", 1965.
+    As if each counted as much as the heaviest: so bounds hold wherever the disagreements are. (Σw)² / Σw² would be
+    more, and too much where it is the few heavy rows that vary.
     """
-    return float(weights.sum() ** 2 / (weights**2).sum()) if weights.size else 0.0
+    return float(weights.sum() / weights.max()) if weights.size else 0.0
 
 
 def clopper_pearson(count: int, rows: int, alpha: float) -> Interval:

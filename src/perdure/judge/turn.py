@@ -124,7 +124,7 @@ def _labels(name: str, comparison: Comparison) -> Section:
         paragraphs.append(f"{unknown:,} rows have labels that are no class yet, and were not compared.")
     figures = (
         Figure(
-            plots.reliability(_curves(comparison)),
+            plots.reliability(_curves(compare(comparison.evidence.finished()))),
             "Calibration on the paired rows: above the diagonal a model is more often right than it says.",
         ),
     )

@@ -59,11 +59,11 @@ def judge(
     the champion's labels; for new labels their recall; for LoRA a gain.
 
     Args:
-        evidence: rows that the candidate was not trained on.
+        evidence: rows that the candidate was not trained on when it was asked.
         kind: `first` has no champion. `head` is the analytic head brought up to date: it need not be better where it
             adds labels and keeps all others (and then has the wider `margin_new_labels`, and the rule of
             `checks.known_labels_beside_new`), and must not have a worse log score on fresh rows where it adds none.
-            `lora` must show a gain.
+            `lora` must show a gain; where its adapter was asked about rows halfway, it must not be worse when finished.
         settings: margins and limits.
         artifact: what was measured of the files that would be served.
         shift: of predictions on traffic; None where there was none.
@@ -122,6 +122,7 @@ def _against_champion(
         needed.add("gain")
         made.insert(0, checks.gain(comparison, settings, alpha))
         if "halfway" in comparison.evidence.source:
+            needed.add("finished")
             made.append(checks.finished(comparison, settings, alpha))
     elif not adds:
         needed.add("up_to_date")

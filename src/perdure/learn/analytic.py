@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from perdure.config import Settings
 from perdure.errors import TooFewLabels
-from perdure.judge.evidence import Evidence, Source
+from perdure.judge.evidence import Evidence, Source, traffic_weights
 from perdure.learn.candidate import Candidate
 from perdure.learn.imprint import Scored, spoken
 from perdure.learn.leverage import Leverage, unseen_scores
 from perdure.learn.material import Labelled, Material
-from perdure.learn.temperature import fit_balance, fit_temperature, traffic_weights
+from perdure.learn.temperature import fit_balance, fit_temperature
 from perdure.memory import Delta
 from perdure.model.base import Scores
 from perdure.model.classifier import AnalyticClassifier, Encoded, shared_features

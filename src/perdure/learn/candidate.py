@@ -14,7 +14,7 @@ from perdure.model.classifier import AnalyticClassifier
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A version that might be promoted, with rows that it was not trained on."""
+    """A version that might be promoted, with rows that it had not been trained on when it was asked."""
 
     kind: Kind
     classifier: AnalyticClassifier

@@ -22,7 +22,7 @@ from perdure.learn.lora import HEAD, HEAD_SCALE, LoraLearner, Origin, TrainingSe
 from perdure.learn.material import Labelled, Material
 from perdure.learn.opponent import Opponent
 from perdure.learn.seen import Seen
-from perdure.model.adapter import Adapter, AdapterShape
+from perdure.model.adapter import Adapter, AdapterShape, linear_names
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier
 from perdure.model.encoder import Encoder
 from perdure.records import Sample, is_early, is_held_out
@@ -37,7 +37,7 @@ class Representatives(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Halves:
+class InHalves:
     """An update, and what it went on from when it had learned from the first half of its rows."""
 
     halfway: Origin | None
@@ -71,7 +71,7 @@ class Challenger:
         champion: AnalyticClassifier,
         leverage: Leverage,
         origin: Origin | None,
-        seen: Seen,
+        seen: Seen | None,
         representatives: Representatives,
         counts: Mapping[str, int],
         name: str,
@@ -84,7 +84,7 @@ class Challenger:
             champion: what is served now; its frozen head is kept.
             leverage: of the champion's head.
             origin: what the update goes on from; None to begin a new adapter.
-            seen: what that was offered.
+            seen: what that was offered; None where nobody knows.
             representatives: memory's choice of samples to replay.
             counts: rows that each label has had.
             name: the version's name.
@@ -97,34 +97,46 @@ class Challenger:
             return None
         replay = self._replay(material, champion, representatives, frozenset(train.keys) | material.doubtful())
         try:
-            trained = self._trained(train, replay, origin, material.turn)
+            trained = self._trained(train, replay, origin, material.turn, known=seen is not None)
         except TrainingDiverged as error:
             logger.warning("no LoRA candidate: %s", error)
             return None
+        seen = seen or Seen()
         opponent = Opponent(champion, leverage, material.encodings, counts, self._settings.lora.shares)
         candidate = self._judged(trained, opponent, material, seen, name)
         metrics = {"trained_rows": float(len(train)), "replayed_rows": float(len(replay)), **candidate.metrics}
         offered = seen.beside(material.offered()).files()
         return replace(candidate, metrics=metrics, extra={**candidate.extra, **offered})
 
-    def _trained(self, train: Labelled, replay: Labelled, origin: Origin | None, turn: int) -> Halves:
+    def _trained(self, train: Labelled, replay: Labelled, origin: Origin | None, turn: int, *, known: bool) -> InHalves:
         """An update in two halves: about the second half's rows an adapter can be asked that knows the first alone.
 
-        Where a half would have fewer rows than an update needs, all of them are trained on at once. So are the first
-        that an adapter sees: half of them teach it too little to be asked, and it begins better with them all.
+        Where a half would have fewer rows than an update needs, all of them are trained on at once. So they are where
+        nobody knows what the adapter has seen, and where a new one begins: half of its first rows teach it too little
+        to be asked, and it begins better with them all.
         """
-        least = self._settings.lora.min_rows
         early = [is_early(key) for key in train.keys]
-        if origin is None or min(sum(early), len(early) - sum(early)) < least:
+        few = min(sum(early), len(early) - sum(early)) < self._settings.lora.min_rows
+        if few or not known or origin is None or origin.shape != self._shape():
             update = self._learner(turn).update(_training_set(train, replay), origin)
-            return Halves(None, update, update.steps, update.dropped)
-        first, second = (
-            _training_set(*(rows.where([is_early(key) == half for key in rows.keys]) for rows in (train, replay)))
-            for half in (True, False)
-        )
-        halfway = self._learner(turn, 0, 2).train(first, origin)
-        update = self._learner(turn, 1, 2).update(second, halfway.origin())
-        return Halves(halfway.origin(), update, halfway.steps + update.steps, halfway.dropped)
+            return InHalves(None, update, update.steps, update.dropped)
+        first, second = ([is_early(key) == half for key in train.keys] for half in (True, False))
+        once, again = ([is_early(key) == half for key in replay.keys] for half in (True, False))
+        trained = self._learner(turn, 0, 2).train(_training_set(train.where(first), replay.where(once)), origin)
+        halfway, steps, dropped = trained.origin(), trained.steps, trained.dropped
+        # Layers and activations of the first half are let go of before the second has its own.
+        del trained
+        rows, past = train.where(second), replay.where(again)
+        # A label of which nothing was left would only be pushed away.
+        left = frozenset((*rows.labels, *past.labels))
+        lacking = train.where(first) + replay.where(once)
+        past += lacking.where([label not in left for label in lacking.labels])
+        update = self._learner(turn, 1, 2).update(_training_set(rows, past), halfway)
+        return InHalves(halfway, update, steps + update.steps, dropped)
+
+    def _shape(self) -> AdapterShape:
+        lora, encoder = self._settings.lora, self._encoder
+        return AdapterShape(lora.rank, lora.alpha, encoder.adapted_layers, linear_names(encoder.top))
 
     def _learner(self, turn: int, part: int = 0, parts: int = 1) -> LoraLearner:
         progress = self._progress
@@ -163,7 +175,7 @@ class Challenger:
         chosen = [sample for label in labels for sample in representatives(label, each)]
         return Labelled.of([(sample.text, sample.label) for sample in chosen if sample.key not in barred])
 
-    def _judged(self, trained: Halves, opponent: Opponent, material: Material, seen: Seen, name: str) -> Candidate:
+    def _judged(self, trained: InHalves, opponent: Opponent, material: Material, seen: Seen, name: str) -> Candidate:
         champion, update = opponent.champion, trained.update
         held_out = self._known(material.fresh() + material.remembered(), champion, held_out=True)
         head = self._adapted(update.shape, update.weights, update.labels)
@@ -174,8 +186,7 @@ class Challenger:
         sources: list[Source] = ["fresh" if key in fresh else "held_out" for key in held_out.keys]
         evidence = opponent.evidence(held_out, sources, head, unseen)
         if trained.halfway is not None:
-            evidence += self._halfway(trained.halfway, opponent, material, seen)
-        evidence = opponent.weighted(evidence)
+            evidence += self._halfway(trained.halfway, held_out, opponent, material, seen)
         metrics = {
             "steps": float(trained.steps),
             "loss": update.loss,
@@ -189,17 +200,24 @@ class Challenger:
         classifier = champion.with_adapted(name, adapted)
         return Candidate("lora", classifier, opponent.leverage, evidence, anchor, metrics, notes, encodings=encodings)
 
-    def _halfway(self, half: Origin, opponent: Opponent, material: Material, seen: Seen) -> Evidence:
-        """This turn's rows of the second half, of which the adapter is asked when it has learned from the first alone.
+    def _halfway(
+        self, half: Origin, held_out: Labelled, opponent: Opponent, material: Material, seen: Seen
+    ) -> Evidence:
+        """This turn's rows of the second half, asked of the adapter when it has learned from the first alone.
 
-        What it falls short of the finished one counts against that.
+        How it is blended is advised by what is held out, too, as for the finished one.
         """
         before = frozenset(seen.keys)
-        rows = self._known(material.fresh(), opponent.champion, held_out=False)
-        rows = rows.where([not is_early(key) and key not in before for key in rows.keys])
+        late = self._known(material.fresh(), opponent.champion, held_out=False)
+        late = late.where([not is_early(key) and key not in before for key in late.keys])
+        # By key, which is a hash: at most as many as an update learns from.
+        asked = frozenset(sorted(late.keys)[: self._settings.lora.fresh_rows])
+        late = late.where([key in asked for key in late.keys])
+        rows = late + held_out
         head = self._adapted(half.shape, half.weights, half.labels)
         unseen = opponent.unseen(rows, material.encodings.beside(head.adapter))
-        return opponent.evidence(rows, ["halfway"] * len(rows), head, unseen)
+        evidence = opponent.evidence(rows, ["halfway"] * len(rows), head, unseen)
+        return evidence.where([place < len(late) for place in range(len(rows))])
 
     def _known(self, rows: Labelled, champion: AnalyticClassifier, *, held_out: bool) -> Labelled:
         """Those of `rows` with labels that the champion knows that are held out, or those that are not."""

@@ -141,7 +141,8 @@ class Network:
         """Keeps what the network answers before it is trained, over the origin's labels, to be distilled.
 
         Li and Hoiem, "Learning without Forgetting", ECCV 2016. The teacher is what the adapter was, not the champion:
-        one that repeats the head with which it is pooled errs where that errs, and the pool gains nothing by it. It
+        one that repeats the head with which it is pooled errs where that errs, and the pool gains nothing by it. In the
+        second half of an update it is what the adapter was halfway. It
         speaks of replayed rows alone: of old labels in new words it knows less than their labels say, and would hold
         back what the update is there to learn.
         """

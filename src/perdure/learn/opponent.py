@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from perdure.judge.evidence import Evidence, Source
+from perdure.judge.evidence import Evidence, Source, traffic_weights
 from perdure.learn.blend import Unseen, unseen_blend, unseen_sharpened
 from perdure.learn.leverage import Leverage, unseen_scores
 from perdure.learn.material import Encodings, Labelled
-from perdure.learn.temperature import traffic_weights
 from perdure.model.classifier import AdaptedHead, AnalyticClassifier
 
 
@@ -36,16 +35,11 @@ class Opponent:
         scores = unseen_scores(self.champion, self.leverage, features, rows.keys, rows.labels)
         return Unseen(scores, adapted, rows.labels, traffic_weights(rows.labels, self.counts))
 
-    def weighted(self, evidence: Evidence) -> Evidence:
-        """`evidence` in which each label counts as often as it has come.
+    def evidence(self, rows: Labelled, sources: Iterable[Source], adapted: AdaptedHead, unseen: Unseen) -> Evidence:
+        """What the champion says of `rows`, and what its head says in a blend with `adapted`; by label as they come.
 
         This turn's labels are asked about with many rows, of each older one memory holds out a few: counted by the row,
         what the new ones gain would hide what the old ones lose.
-        """
-        return replace(evidence, weights=traffic_weights(evidence.truth, self.counts))
-
-    def evidence(self, rows: Labelled, sources: Iterable[Source], adapted: AdaptedHead, unseen: Unseen) -> Evidence:
-        """What the champion says of `rows`, and what its head says in a blend with `adapted`.
 
         Args:
             rows: what both are asked about.
@@ -59,4 +53,5 @@ class Opponent:
             source=tuple(sources),
             champion=unseen_sharpened(self.champion, self.encodings(rows.texts).adapted, unseen),
             candidate=unseen_blend(self.champion, adapted, unseen, self.shares),
+            counts=self.counts,
         )

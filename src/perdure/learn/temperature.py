@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from perdure.judge.evidence import traffic_weights
 from perdure.model.head import Double
 from perdure.records import Float
 
@@ -59,19 +59,6 @@ def fit_balance(scores: Float, truth: Sequence[str], labels: Sequence[str], coun
     best = min(EXPONENTS, key=lambda power: _fit(scores * ratio**power, truth, labels, weights)[1])
     result: Float = (ratio**best).astype(np.float32)
     return result
-
-
-def traffic_weights(truth: Sequence[str], counts: Mapping[str, int]) -> Double:
-    """Weights of n rows with which each label counts as often as it has come, however many of its rows are here.
-
-    What is at hand is not what comes: of an old label memory keeps a few rows, of this turn's labels all are there.
-
-    Args:
-        truth: n labels.
-        counts: rows that each label has had; one that is missing counts as 1.
-    """
-    here = Counter(truth)
-    return np.asarray([max(counts.get(label, 0), 1) / here[label] for label in truth], dtype=np.float64)
 
 
 def _fit(scores: Float, truth: Sequence[str], labels: Sequence[str], weights: Double | None) -> tuple[float, float]:

@@ -48,7 +48,7 @@ class Waiting:
         """The challenger once more, before anything is learned in this turn; None where too little has come.
 
         What has come since is the best evidence there is: the adapter has seen none of it, and the champion's head is
-        asked as if it had not, where a candidate that is trained in this turn has only what is held out. So its weight
+        asked as if it had not, where a candidate that is trained in this turn has a part of it at most. So its weight
         beside the champion's head is chosen anew, too: half of the rows by what the other half advises. While it is not
         trained on, it is asked again when as many rows once more have come: each look costs the next some evidence.
 
@@ -70,7 +70,7 @@ class Waiting:
         adapted = fit_blend(champion, self.adapted, unseen, settings.lora.shares)
         fresh = frozenset(material.fresh().keys) & frozenset(since.keys)
         sources: list[Source] = ["fresh" if key in fresh else "held_out" for key in rows.keys]
-        evidence = opponent.weighted(opponent.evidence(rows, sources, self.adapted, unseen))
+        evidence = opponent.evidence(rows, sources, self.adapted, unseen)
         note = f"It is the adapter of {self.version}, whose verdict was inconclusive, asked about what has come since."
         return Candidate(
             "lora",

@@ -90,26 +90,28 @@ def test_evidence_goes_on_with_more_rows(evidence: Make) -> None:
         evidence([("a", "a", "a", 1)]) + evidence([("a", "a", "a", 1)], new=("a", "b", "c"))
 
 
-def test_weighted_rows_are_worth_fewer(evidence: Make) -> None:
-    """Ten rows of a label that counts half, and one of the other: Σw = 2·½, Σw² = 10·0.05² + 0.5² (Kish)."""
+def test_rows_of_labels_that_come_more_often_count_more(evidence: Make) -> None:
+    """Ten rows of one label, and one of another that has come as often: a tenth each, and 1."""
     plain = evidence([("a", "b", "a", 10), ("b", "b", "a", 1)])
-    rows = replace(plain, weights=np.array([0.05] * 10 + [0.5]))
-    found = compare(rows)
+    found = compare(replace(plain, counts={"a": 60, "b": 60}))
     paired = found.paired(found.known)
-    worth = 1 / (10 * 0.05**2 + 0.5**2)
     assert paired.rows == 11
-    assert paired.worth == pytest.approx(worth)
+    assert paired.worth == pytest.approx(2)
     assert (paired.champion, paired.candidate) == (pytest.approx(0.5), pytest.approx(0.5))
-    assert (paired.gains, paired.losses) == (pytest.approx(worth / 2), pytest.approx(worth / 2))
-    assert paired.count() == "n=11, worth 4"
+    assert (paired.gains, paired.losses) == (pytest.approx(1), pytest.approx(1))
+    assert paired.count() == "n=11, worth 2"
     unweighted = compare(plain).paired(found.known)
     assert (unweighted.worth, unweighted.gains, unweighted.losses, unweighted.count()) == (11, 10, 1, "n=11")
     assert unweighted.difference(0.05).lower > 0 > paired.difference(0.05).lower
+    # Among themselves the rows of one label count alike, however many of them are asked for.
+    some = np.arange(11) < 4
+    assert found.paired(some).worth == pytest.approx(4)
+    assert found.weights(some | (np.arange(11) == 10)) == pytest.approx([15, 15, 15, 15, 60])
 
 
-def test_equal_weights_change_nothing(evidence: Make) -> None:
+def test_counts_that_the_rows_have_already_change_nothing(evidence: Make) -> None:
     plain = compare(evidence([("a", "b", "a", 7), ("b", "b", "a", 2), ("b", "b", "b", 40)], confidence=(0.7, 0.8)))
-    equal = compare(replace(plain.evidence, weights=np.full(49, 3.0)))
+    equal = compare(replace(plain.evidence, counts={"a": 70, "b": 420}))
     for one, other in (
         (plain.paired(plain.known).difference(0.05), equal.paired(equal.known).difference(0.05)),
         (plain.mean_log_score_gain(plain.both, 0.05), equal.mean_log_score_gain(equal.both, 0.05)),
@@ -119,6 +121,12 @@ def test_equal_weights_change_nothing(evidence: Make) -> None:
     assert equal.paired(~equal.known).worth == 0
 
 
-def test_weights_are_one_a_row(evidence: Make) -> None:
-    with pytest.raises(ValueError, match="evidence has 3 texts but 2 rows of weights"):
-        replace(evidence([("a", "a", "a", 3)]), weights=np.ones(2))
+def test_what_was_asked_of_the_finished_candidate(evidence: Make) -> None:
+    both = evidence([("a", "a", "b", 2)], source="halfway") + evidence([("b", "a", "b", 3)], source="held_out")
+    finished = replace(both, counts={"a": 5, "b": 1}).finished()
+    assert finished.truth == ("b", "b", "b")
+    assert finished.source == ("held_out",) * 3
+    assert finished.champion is not None
+    assert finished.champion.names() == ("a",) * 3
+    assert len(finished.candidate.probabilities) == 3
+    assert finished.counts == {"a": 5, "b": 1}

@@ -132,33 +132,47 @@ def test_one_value_bounds_nothing_and_none_is_refused() -> None:
         mean(np.array([]), 0.05)
 
 
-def test_weighted_values_are_as_sure_as_what_they_are_worth() -> None:
+def test_weighted_rows_are_worth_what_the_heaviest_leave_them() -> None:
+    assert worth(np.ones(7)) == 7
+    assert worth(np.array([3.0, 1.0, 1.0, 1.0])) == 2
+    assert worth(np.array([])) == 0
+    # One row is one row, whatever its weight: a little less would be none.
+    assert all(worth(np.array([count / rows])) == 1.0 for count in range(1, 40) for rows in range(1, 40))
+
+
+def test_equal_weights_leave_students_bounds_as_they_are() -> None:
     values = np.random.default_rng(4).normal(0.3, 2.0, 60)
-    weights = np.where(np.arange(60) % 2 == 0, 3.0, 1.0)
-    count = worth(weights)
-    assert count == pytest.approx(120**2 / (30 * 9 + 30))
-    found = mean(values, 0.05, weights)
-    centre = np.average(values, weights=weights)
-    spread = math.sqrt(np.average((values - centre) ** 2, weights=weights) * count / (count - 1))
-    assert found.estimate == pytest.approx(centre)
-    assert found.lower == pytest.approx(centre - stats.t.ppf(0.95, count - 1) * spread / math.sqrt(count), abs=0.01)
-    doubled = mean(values, 0.05, 2 * weights)
-    assert (doubled.lower, doubled.upper) == pytest.approx((found.lower, found.upper))
-    assert mean(values, 0.05, np.ones(60)).lower == pytest.approx(mean(values, 0.05).lower)
+    plain, weighted = mean(values, 0.05), mean(values, 0.05, np.full(60, 0.7))
+    assert (weighted.lower, weighted.estimate, weighted.upper) == pytest.approx(
+        (plain.lower, plain.estimate, plain.upper)
+    )
 
 
 def test_what_one_row_says_alone_bounds_nothing() -> None:
     assert mean(np.array([1.0, 2.0]), 0.05, np.array([1.0, 0.0])) == Interval(-math.inf, 1.0, math.inf)
-    assert worth(np.array([])) == 0
 
 
-def test_weighted_bounds_hold_as_often_as_they_say() -> None:
-    """Two groups, of which the one with few rows counts most; their difference is one of means."""
+@pytest.mark.parametrize(("heavy", "light"), [(1.0, 1.0), (2.0, 0.3), (0.3, 2.0)])
+def test_weighted_bounds_hold_as_often_as_they_say(heavy: float, light: float) -> None:
+    """Two groups, of which the one with few rows counts most, whichever of the two varies more."""
     random = np.random.default_rng(8)
     weights = np.repeat([4.0, 0.5], [40, 400])
+    truth = (160 * -0.2 + 200 * 0.5) / 360
     missed = 0
-    for _ in range(600):
-        values = np.concatenate([random.normal(-0.2, 1.0, 40), random.normal(0.5, 1.0, 400)])
-        truth = (160 * -0.2 + 200 * 0.5) / 360
-        missed += mean(values, 0.05, weights).lower > truth
-    assert missed <= 600 * 0.05 + 3 * math.sqrt(600 * 0.05 * 0.95)
+    for _ in range(3000):
+        values = np.concatenate([random.normal(-0.2, heavy, 40), random.normal(0.5, light, 400)])
+        missed += mean(values, 0.01, weights).lower > truth
+    assert missed <= 3000 * 0.01 + 3 * math.sqrt(3000 * 0.01 * 0.99)
+
+
+def test_weighted_counts_hold_as_often_as_they_say() -> None:
+    """Twenty rows count as much as 480; a fifth of the twenty are losses, and of the others as many are gains."""
+    random = np.random.default_rng(9)
+    shares = np.repeat([0.5 / 20, 0.5 / 480], [20, 480])
+    count = worth(shares)
+    missed = 0
+    for _ in range(400):
+        lost, gained = random.random(20) < 0.2, random.random(480) < 0.2
+        losses, gains = shares[:20][lost].sum() * count, shares[20:][gained].sum() * count
+        missed += paired_difference(gains, losses, count, 0.0167).lower > 0
+    assert missed <= 400 * 0.0167 + 3 * math.sqrt(400 * 0.0167)

@@ -206,10 +206,10 @@ class TestLora:
         """Of the label that has come most there are 40 rows, of the other 600."""
         rows = evidence([("a", "a", "a", 36), ("a", "a", "b", 4), ("b", "a", "b", 60), ("b", "b", "b", 540)])
         assert judge(rows, kind="lora", settings=SETTINGS, artifact=sound).outcome == "promote"
-        weighted = replace(rows, weights=np.array([10.0] * 40 + [1 / 3] * 600))
+        weighted = replace(rows, counts={"a": 400, "b": 200})
         verdict = judge(weighted, kind="lora", settings=SETTINGS, artifact=sound)
         assert verdict.outcome != "promote"
-        assert "n=640, worth 89" in found(verdict, "known_labels").sentence
+        assert "n=640, worth 60" in found(verdict, "known_labels").sentence
         assert found(verdict, "negative_flips").value == pytest.approx(40 / 600)
         assert found(verdict, "gain").passed is not True
 
@@ -230,7 +230,7 @@ class TestLora:
         assert verdict.outcome == outcome
         finished = found(verdict, "finished")
         assert finished.rows == sum(count for *_, count in then)
-        assert finished.sentence.count("360 rows asked halfway, before it learned from them; on ") == 1
+        assert "360 rows asked halfway, before it learned from them; as it is now 100 % → " in finished.sentence
         assert ("worse when finished" in verdict.sentence) == (outcome == "keep")
 
     def test_what_is_less_sure_when_finished_beyond_doubt_keeps(self, evidence: Make, sound: Artifact) -> None:
@@ -242,8 +242,23 @@ class TestLora:
     def test_nobody_speaks_of_halves_where_there_are_none(self, evidence: Make, sound: Artifact) -> None:
         verdict = judge(evidence(SAME, source="held_out"), kind="lora", settings=SETTINGS, artifact=sound)
         assert "finished" not in {check.name for check in verdict.checks}
-        alone = judge(evidence(SAME, source="halfway"), kind="lora", settings=SETTINGS, artifact=sound)
-        assert found(alone, "finished").passed is None
+
+    @pytest.mark.parametrize(("rows", "outcome"), [(0, "inconclusive"), (19, "inconclusive"), (20, "promote")])
+    def test_what_nobody_asked_as_it_is_now_is_not_promoted(
+        self, evidence: Make, sound: Artifact, rows: int, outcome: str
+    ) -> None:
+        halfway = evidence([*SAME, ("a", "b", "a", 60)], confidence=(0.8, 0.9), source="halfway")
+        now = evidence([("a", "a", "a", rows)], source="held_out")
+        verdict = judge(halfway + now, kind="lora", settings=SETTINGS, artifact=sound)
+        assert verdict.outcome == outcome
+        assert ("to ask it about as it is now" in verdict.sentence) == (outcome == "inconclusive")
+
+    def test_calibration_is_that_of_what_would_be_served(self, evidence: Make, sound: Artifact) -> None:
+        halfway = evidence([("a", "a", "a", 60), ("a", "b", "b", 40)], confidence=(0.6, 0.95), source="halfway")
+        now = evidence([("a", "a", "a", 90), ("a", "b", "b", 10)], confidence=(0.9, 0.9), source="held_out")
+        check = found(judge(halfway + now, kind="lora", settings=SETTINGS, artifact=sound), "calibration")
+        assert check.rows == 100
+        assert check.value == pytest.approx(0)
 
     def test_few_rows_are_inconclusive(self, evidence: Make, sound: Artifact) -> None:
         rows = evidence([("a", "a", "a", 10)], confidence=(0.5, 0.9))
