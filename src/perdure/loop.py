@@ -3,8 +3,8 @@
     ingest   read the stream, join feedback to predictions, remember
     gate     decide, row by row, what is worth learning from
     learn    make candidates from the champion: the analytic head (seconds), then LoRA with EWC and replay (minutes)
-    judge    compare each candidate with the champion on rows that it had not learned from when it was asked; first of all
-             an earlier challenger that is undecided, on what has come since
+    judge    compare each candidate with the champion on rows that it had not learned from when it was asked; first of
+             all an earlier challenger that is undecided, on what has come since
     promote  or keep the champion, and say why
 
 The scheduler, one update by hand and the backtest all run this turn. Each stage commits what it did before the next one

@@ -92,8 +92,8 @@ class LoraSettings(Section):
     """Weights of the adapted head in the mean of both heads' log probabilities, to choose among on rows that it has not
     seen."""
     min_rows: Count = 16
-    """Fewer new rows than this are not worth an update. With twice as many an adapter's later updates learn in two halves:
-    about the second half's rows the judge asks before they are learned from."""
+    """Fewer new rows than this are not worth an update. With twice as many an adapter's later updates learn in two
+    halves: about the second half's rows the judge asks before they are learned from."""
 
 
 class JudgeSettings(Section):
