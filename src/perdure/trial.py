@@ -104,7 +104,7 @@ class Trial:
         artifact = made.artifact
         unlearned = self._memory.counts().totals.unlearned
         known = self._registry.card(champion.version).unlearned if champion else None
-        threshold = threshold_of(candidate.evidence.finished(), self._settings.judge)
+        threshold = threshold_of(candidate.evidence, self._settings.judge)
         verdict = judge(
             candidate.evidence,
             kind=candidate.kind,

@@ -85,3 +85,10 @@ def test_a_label_that_the_candidate_does_not_know_is_an_error():
     rows = evidence(400)
     unknown = Evidence(rows.texts, ("c",) * 40 + rows.truth[40:], rows.source, None, rows.candidate)
     assert threshold_of(unknown, JudgeSettings()) is None
+
+
+def test_what_was_asked_halfway_promises_nothing_of_what_would_be_served():
+    halfway = evidence(400, wrong=400)
+    halfway = Evidence(halfway.texts, halfway.truth, ("halfway",) * 400, None, halfway.candidate)
+    assert threshold_of(halfway + evidence(400), JudgeSettings()) == threshold_of(evidence(400), JudgeSettings())
+    assert threshold_of(halfway, JudgeSettings()) is None
