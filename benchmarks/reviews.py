@@ -8,7 +8,8 @@ after each session all that has come is evaluated. No constant was tuned to thes
 CLINC150. But two of Perdure's rules were found on a like draw of them: that an undecided challenger is asked again by
 what has come since, and that an update distils what the adapter itself answered; its learning rate, how it weighs an
 adapter and that it distils replayed rows alone were chosen on other rows of the same sources, and a run of this very
-benchmark showed that negative flips must be judged beyond chance. Texts and ratings are those of Hutto and Gilbert,
+benchmark showed that negative flips must be judged beyond chance; another, that an adapter's first update in halves may
+lag, which other draws then confirmed. Texts and ratings are those of Hutto and Gilbert,
 "VADER", ICWSM 2014, as their Python package ships them (MIT licence); it is downloaded, checked and unpacked under
 --out. Rows with a mean rating of at least 0.5 either way are taken. Writes benchmarks/results/reviews.json; what is
 finished is not run again, whatever the code is by now (each run says its commit; --again NAME … runs it anew).
