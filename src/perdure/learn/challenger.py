@@ -45,8 +45,6 @@ class InHalves:
     update: Update
     steps: int
     """Of both halves."""
-    dropped: str | None
-    """Why what it was to go on from could not be used; None when it was, or there was nothing."""
 
 
 class Challenger:
@@ -119,20 +117,20 @@ class Challenger:
         few = min(sum(early), len(early) - sum(early)) < self._settings.lora.min_rows
         if few or not known or origin is None or origin.shape != self._shape():
             update = self._learner(turn).update(_training_set(train, replay), origin)
-            return InHalves(None, update, update.steps, update.dropped)
-        first, second = ([is_early(key) == half for key in train.keys] for half in (True, False))
-        once, again = ([is_early(key) == half for key in replay.keys] for half in (True, False))
-        trained = self._learner(turn, 0, 2).train(_training_set(train.where(first), replay.where(once)), origin)
-        halfway, steps, dropped = trained.origin(), trained.steps, trained.dropped
+            return InHalves(None, update, update.steps)
+        (once, rows), (before, past) = (
+            [side.where([is_early(key) == half for key in side.keys]) for half in (True, False)]
+            for side in (train, replay)
+        )
+        trained = self._learner(turn, 0, 2).train(_training_set(once, before), origin)
+        halfway, steps = trained.origin(), trained.steps
         # Layers and activations of the first half are let go of before the second has its own.
         del trained
-        rows, past = train.where(second), replay.where(again)
         # A label of which nothing was left would only be pushed away.
-        left = frozenset((*rows.labels, *past.labels))
-        lacking = train.where(first) + replay.where(once)
+        left, lacking = frozenset((*rows.labels, *past.labels)), once + before
         past += lacking.where([label not in left for label in lacking.labels])
         update = self._learner(turn, 1, 2).update(_training_set(rows, past), halfway)
-        return InHalves(halfway, update, steps + update.steps, dropped)
+        return InHalves(halfway, update, steps + update.steps)
 
     def _shape(self) -> AdapterShape:
         lora, encoder = self._settings.lora, self._encoder
@@ -194,7 +192,7 @@ class Challenger:
             "fisher_samples": float(update.anchor.samples),
             "share": adapted.share,
         }
-        dropped = trained.dropped
+        dropped = update.dropped
         notes = (f"The earlier adapter and EWC anchor were not used: {dropped}.",) if dropped else ()
         anchor = anchor_files(update.anchor)
         classifier = champion.with_adapted(name, adapted)

@@ -230,9 +230,9 @@ def test_state_of_another_shape_is_dropped_with_a_reason(
     if lora.pop("layers", None):
         versions.encoder = load_encoder(str(tiny_encoder), max_tokens=32, adapted_layers=1)
     if lora.pop("targets", None):
-        train = LoraLearner.train
+        update = LoraLearner.update
         monkeypatch.setattr(
-            LoraLearner, "train", lambda learner, data, before: train(learner, data, changed_targets(before))
+            LoraLearner, "update", lambda learner, data, before: update(learner, data, changed_targets(before))
         )
     with caplog.at_level(logging.WARNING):
         candidate = versions.lora(later, [*past, *now], champion, head, "v3", **lora)
